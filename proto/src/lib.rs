@@ -1,1 +1,7 @@
-//! Contracts between the processes.
+//! The contracts between clearpod's processes: what kubelet says to the daemon, the daemon to the VMM and to the agent.
+//!
+//! Data and encoding only, no I/O. `cri` and `agent` are generated from the `.proto` files by `../build.rs` and are
+//! features, so that the VMM links none of gRPC.
+
+pub mod machine;
+pub mod stdio;

@@ -1,0 +1,309 @@
+//! What the daemon and `clearpod-vmm` say to each other: the configuration file and the control socket. Data only.
+//!
+//! The VMM is started as `clearpod-vmm --config <file>` with the Machine's directory as its working directory; every
+//! relative path is below that directory, so that the process can be chrooted into it. What needs privilege (a tap, an
+//! image outside of the directory) arrives as a descriptor: inherited at start, or attached to a control request.
+//!
+//! The control socket is a unix stream socket; each request is one line of JSON ([`Request`]), each answer one line
+//! ([`Response`]). Descriptors travel as `SCM_RIGHTS` with the first byte of the request that uses them.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of [`MachineConfig`]; another one is refused.
+pub const CONFIG_VERSION: u32 = 1;
+
+/// Everything a Machine is started with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// [`CONFIG_VERSION`].
+    pub version: u32,
+    /// The sandbox's id; names the process's threads and log lines.
+    pub id: String,
+    /// Uncompressed ELF with a PVH note.
+    pub kernel: FileSource,
+    /// cpio archive (newc) with the agent as /init.
+    pub initramfs: FileSource,
+    /// Appended to the words that the VMM itself needs.
+    #[serde(default)]
+    pub command_line: String,
+    /// Processors.
+    pub vcpus: Vcpus,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// Where the control socket is made.
+    pub control: PathBuf,
+    /// Guest console.
+    pub console: Console,
+    /// Absent: no vsock device.
+    #[serde(default)]
+    pub vsock: Option<Vsock>,
+    /// Present from the start, in this order.
+    #[serde(default)]
+    pub devices: Vec<Device>,
+}
+
+/// Processors of a Machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vcpus {
+    /// Online when the guest starts, at least 1.
+    pub boot: u8,
+    /// Listed for the guest, so that it can bring them online later.
+    pub max: u8,
+}
+
+/// A file that the daemon prepared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileSource {
+    /// Opened by the VMM.
+    Path(PathBuf),
+    /// In the configuration file: an inherited descriptor. In a control request: an index into the descriptors that came
+    /// with it.
+    Fd(u32),
+}
+
+/// The guest's console is a ring in the VMM's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Console {
+    /// Size of the ring.
+    pub ring_bytes: u32,
+    /// The ring is written here when the Machine ends.
+    #[serde(default)]
+    pub dump: Option<PathBuf>,
+}
+
+/// vsock, muxed to unix sockets.
+///
+/// Host to guest: connect to `socket`, send `CONNECT <port>\n`, read `OK <port>\n` (or the connection closes), then
+/// bytes. Guest to host: a connection to CID 2 port N arrives at the unix socket `<socket>_<N>`, which the daemon listens
+/// on; if nobody does, the guest gets a reset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vsock {
+    /// At least 3.
+    pub guest_cid: u32,
+    /// Made by the VMM.
+    pub socket: PathBuf,
+}
+
+/// A virtio device on the Machine's PCI bus.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Device {
+    /// virtio-net on a tap that was opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    Net {
+        /// Unique in the Machine.
+        id: String,
+        /// The tap's descriptor.
+        tap: FileSource,
+        /// "02:00:00:00:00:01"
+        mac: String,
+    },
+    /// virtio-blk.
+    Block {
+        /// Unique in the Machine.
+        id: String,
+        /// A file or block device; its size is a multiple of 512 bytes.
+        file: FileSource,
+        /// The guest cannot write.
+        read_only: bool,
+    },
+    /// virtio-pmem, mapped into the guest; never written to.
+    Pmem {
+        /// Unique in the Machine.
+        id: String,
+        /// Rounded up to 2 MiB in the guest's view; the rest reads as zeros.
+        file: FileSource,
+    },
+}
+
+impl Device {
+    /// The device's name in the Machine.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Net { id, .. } | Self::Block { id, .. } | Self::Pmem { id, .. } => id,
+        }
+    }
+}
+
+/// One line on the control socket, daemon to VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Which devices are where, and how far the Machine is.
+    Describe {},
+    /// Adds a function to the PCI bus; the agent rescans.
+    AddDevice {
+        /// What to add.
+        device: Device,
+    },
+    /// Takes a device away; the agent has removed it in the guest before.
+    RemoveDevice {
+        /// Its name.
+        id: String,
+    },
+    /// The console ring, oldest byte first.
+    Console {},
+    /// Counters.
+    Stats {},
+    /// Ends the Machine at once.
+    Stop {},
+}
+
+/// One line on the control socket, VMM to daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "snake_case")]
+pub enum Response {
+    /// To `Describe`.
+    Description(Description),
+    /// To `AddDevice`.
+    Added {
+        /// "0000:00:05.0"
+        pci_address: String,
+    },
+    /// To `RemoveDevice` and `Stop`.
+    Done {},
+    /// To `Console`; bytes that are not UTF-8 are replaced.
+    Console {
+        /// What the guest wrote.
+        text: String,
+        /// Bytes that the ring has dropped.
+        dropped: u64,
+    },
+    /// To `Stats`.
+    Stats(Stats),
+    /// The request was refused and nothing has changed.
+    Error {
+        /// One line.
+        message: String,
+    },
+}
+
+/// Where a Machine is in its life, as `Describe` tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// The configured id.
+    pub id: String,
+    /// Process id of the VMM.
+    pub pid: u32,
+    /// When things happened, `CLOCK_MONOTONIC` nanoseconds of the host; absent: not yet.
+    pub timeline: Timeline,
+    /// Devices on the bus.
+    pub devices: Vec<DevicePlace>,
+}
+
+/// `CLOCK_MONOTONIC` nanoseconds of the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// The VMM's main was entered.
+    pub process_started_ns: u64,
+    /// The first vCPU entered the guest.
+    pub kernel_entered_ns: Option<u64>,
+    /// The guest made its first vsock connection to the host.
+    pub first_vsock_ns: Option<u64>,
+}
+
+/// A device and its address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicePlace {
+    /// Its name.
+    pub id: String,
+    /// "0000:00:05.0"
+    pub pci_address: String,
+}
+
+/// Counters since the Machine's start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// VM exits that reached the VMM, by kind.
+    pub exits: std::collections::BTreeMap<String, u64>,
+}
+
+/// How a VMM process ended, as its exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitReason {
+    /// The guest shut down or rebooted, or the daemon asked for the end.
+    Ended,
+    /// The VMM met an error.
+    Failed,
+    /// The configuration was refused.
+    BadConfig,
+    /// The guest's kernel panicked.
+    GuestPanic,
+    /// KVM could not run the guest: emulation failure, unknown exit.
+    GuestUnrunnable,
+    /// A code that no VMM of this version uses, or a signal.
+    Other(i32),
+}
+
+impl ExitReason {
+    /// The exit code of the process.
+    #[must_use]
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Ended => 0,
+            Self::Failed => 1,
+            Self::BadConfig => 2,
+            Self::GuestPanic => 3,
+            Self::GuestUnrunnable => 4,
+            Self::Other(code) => code,
+        }
+    }
+
+    /// What an exit code says.
+    #[must_use]
+    pub fn from_code(code: i32) -> Self {
+        match code {
+            0 => Self::Ended,
+            1 => Self::Failed,
+            2 => Self::BadConfig,
+            3 => Self::GuestPanic,
+            4 => Self::GuestUnrunnable,
+            other => Self::Other(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_with_an_unknown_field_is_refused_by_name() {
+        let text = r#"{"version":1,"id":"a","kernel":{"path":"k"},"initramfs":{"path":"i"},
+            "vcpus":{"boot":1,"max":1},"memory_mib":128,"control":"c","console":{"ring_bytes":4096},"colour":1}"#;
+        let error = serde_json::from_str::<MachineConfig>(text)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("colour"), "{error}");
+    }
+
+    #[test]
+    fn requests_keep_their_shape_on_the_wire() {
+        let request = Request::AddDevice {
+            device: Device::Pmem {
+                id: "layer-1".to_owned(),
+                file: FileSource::Fd(0),
+            },
+        };
+        let line = serde_json::to_string(&request).unwrap();
+        assert_eq!(
+            line,
+            r#"{"op":"add_device","device":{"kind":"pmem","id":"layer-1","file":{"fd":0}}}"#
+        );
+        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+    }
+
+    #[test]
+    fn exit_codes_and_reasons_are_one_to_one() {
+        for code in -1..300 {
+            assert_eq!(ExitReason::from_code(code).code(), code);
+        }
+    }
+}
