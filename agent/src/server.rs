@@ -95,8 +95,8 @@ impl AgentHandle {
     }
 
     /// Ends all containers and then the Machine.
-    pub async fn power_off(&self) -> std::convert::Infallible {
-        shutdown::power_off(&self.pod).await
+    pub async fn power_off(&self) {
+        shutdown::power_off(&self.pod).await;
     }
 
     /// Spawns a task that lives as long as the agent.

@@ -1,6 +1,5 @@
 //! The end of the Machine: containers killed, file systems written back, then the power.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +36,7 @@ impl Shutdown {
 }
 
 /// Ends everything, then the Machine.
-pub(crate) async fn power_off(pod: &Arc<Pod>) -> Infallible {
+pub(crate) async fn power_off(pod: &Arc<Pod>) {
     tokio::time::sleep(ANSWER_FIRST).await;
     let containers = async {
         for container in pod.containers.all() {
@@ -49,12 +48,12 @@ pub(crate) async fn power_off(pod: &Arc<Pod>) -> Infallible {
     if tokio::time::timeout(CONTAINERS_WITHIN, containers).await.is_err() {
         tracing::warn!("containers did not end in time");
     }
-    end_machine().await
+    end_machine().await;
 }
 
 /// Writes back what is dirty and resets the Machine, which the VMM takes for its end. Without ACPI there is no power
-/// switch: a reset is what a Machine has.
-pub(crate) async fn end_machine() -> Infallible {
+/// switch: a reset is what a Machine has. Does not return.
+pub(crate) async fn end_machine() {
     rustix::fs::sync();
     loop {
         if let Err(error) = rustix::system::reboot(RebootCommand::Restart) {

@@ -4,12 +4,11 @@ use std::io;
 use std::time::Duration;
 
 use proto::agent::v1::ErrorCode;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use crate::error::{Context as _, Failure};
 use crate::server::AgentHandle;
-use crate::sys::vsock;
+use crate::sys::{readiness, vsock};
 
 /// After an accept that failed for lack of something: time for it to become free.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -24,7 +23,7 @@ pub(super) fn serve(
     serve: impl Fn(UnixStream) + Send + 'static,
 ) -> Result<(), Failure> {
     let listener = vsock::listen(port)
-        .and_then(AsyncFd::register)
+        .and_then(readiness::register)
         .context(ErrorCode::System, || format!("listen on vsock port {port}"))?;
     agent.spawn(async move {
         loop {

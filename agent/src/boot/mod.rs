@@ -5,7 +5,6 @@ mod listen;
 mod mounts;
 mod root;
 
-use std::convert::Infallible;
 use std::process::ExitCode;
 
 use prost::Message as _;
@@ -36,18 +35,20 @@ pub fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(live(main_entered_ns)) {}
+    runtime.block_on(live(main_entered_ns));
+    ExitCode::FAILURE
 }
 
-async fn live(main_entered_ns: u64) -> Infallible {
+/// Does not return: the Machine ends first.
+async fn live(main_entered_ns: u64) {
     match boot(main_entered_ns).await {
         Ok(agent) => {
             agent.shutdown_requested().await;
-            agent.power_off().await
+            agent.power_off().await;
         }
         Err(failure) => {
             tracing::error!(error = %console::chain(&failure), "boot failed");
-            shutdown::end_machine().await
+            shutdown::end_machine().await;
         }
     }
 }
@@ -55,12 +56,7 @@ async fn live(main_entered_ns: u64) -> Infallible {
 /// # Errors
 /// The step that failed.
 async fn boot(main_entered_ns: u64) -> Result<AgentHandle, Failure> {
-    root::leave_initial_rootfs()?;
-    mounts::mount_all()?;
-    console::open()?;
-    let settings = Settings::guest();
-    network::loopback_up(&settings.sysfs)?;
-    let agent = AgentHandle::new(settings)?;
+    let agent = prepare()?;
     let reaping = agent.clone();
     agent.spawn(async move {
         if let Err(error) = reaping.reap().await {
@@ -74,6 +70,19 @@ async fn boot(main_entered_ns: u64) -> Result<AgentHandle, Failure> {
     root::make_read_only()?;
     tell_ready(main_entered_ns)?;
     Ok(agent)
+}
+
+/// The part that needs no host: file systems, log, loopback interface, and the agent in them. Tests in a guest begin here.
+///
+/// # Errors
+/// The step that failed.
+pub fn prepare() -> Result<AgentHandle, Failure> {
+    root::leave_initial_rootfs()?;
+    mounts::mount_all()?;
+    console::open()?;
+    let settings = Settings::guest();
+    network::loopback_up(&settings.sysfs)?;
+    AgentHandle::new(settings)
 }
 
 /// One message to the host, which waits for it.

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use proto::agent::v1::ContainerOom;
 use proto::agent::v1::watch_event::Event;
 use rustix::fs::inotify;
-use tokio::io::unix::AsyncFd;
 
 use crate::container::Container;
 use crate::pod::Pod;
+use crate::sys;
 
 /// Runs until the init process has ended.
 pub(super) async fn watch(pod: Arc<Pod>, container: Arc<Container>) {
@@ -29,7 +29,7 @@ pub(super) async fn watch(pod: Arc<Pod>, container: Arc<Container>) {
 async fn tell_kills(pod: &Pod, container: &Container) -> io::Result<()> {
     let events: OwnedFd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
     inotify::add_watch(&events, container.cgroup.path().join("memory.events"), inotify::WatchFlags::MODIFY)?;
-    let events = AsyncFd::register(events)?;
+    let events = sys::readiness::register(events)?;
     let mut told = 0;
     loop {
         let mut ready = events.readable().await?;

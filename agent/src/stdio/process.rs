@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::log::{Next, OffsetGone, OutputLog};
 use crate::lock::lock;
+use crate::sys;
 
 /// Bytes read at once: a pipe's default capacity.
 const READ: usize = 64 * 1024;
@@ -268,5 +269,5 @@ impl ProcessStdio {
 fn non_blocking(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-    AsyncFd::register(fd)
+    sys::readiness::register(fd)
 }
