@@ -63,7 +63,7 @@ pub(crate) fn make_layer(image: &Path) -> io::Result<()> {
     }
     fs::copy(busybox().ok_or(io::ErrorKind::NotFound)?, at("bin/busybox"))?;
     for applet in [
-        "sh", "echo", "cat", "id", "ls", "sleep", "mkdir", "tty", "stty", "env", "pwd", "true", "false", "ps", "kill", "grep",
+        "sh", "echo", "cat", "id", "ls", "sleep", "mkdir", "tty", "stty", "rm", "umask", "env", "pwd", "true", "false", "ps", "kill", "grep",
         "head", "mknod", "hostname", "touch", "stat", "dd", "tail", "ip", "wc", "readlink", "mount", "test", "od", "seq", "trap",
     ] {
         symlink("busybox", at("bin").join(applet))?;
@@ -112,9 +112,9 @@ pub(crate) fn run_on_host(filter: &str) -> ExitCode {
     let code = run(filter, "0000:00:04.0", false, || {
         AgentHandle::new(settings.clone()).map(|agent| (agent, settings.clone())).expect("start the agent")
     });
-    fs::remove_dir(cgroup_root.join("pod")).and_then(|()| fs::remove_dir(&cgroup_root)).expect("cgroups are empty");
     // Lazily: the loop device goes when its last mount has gone with this namespace.
     Command::new(find("losetup").expect("losetup")).arg("--detach").arg(device).status().expect("run losetup");
+    fs::remove_dir(cgroup_root.join("pod")).and_then(|()| fs::remove_dir(&cgroup_root)).expect("cgroups are empty");
     code
 }
 
@@ -270,6 +270,18 @@ impl Fixture {
         output.stdout
     }
 
+    /// Mounts, cgroups and files that containers make.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for directory in ["disks", "volumes", "scratch"] {
+            left.extend(names(&self.settings.run.join(directory)));
+        }
+        left.extend(names(&self.settings.cgroup_root.join("pod")).into_iter().filter(|name| !name.contains('.')));
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc/self/mounts");
+        left.push(format!("{} mounts", mounts.lines().count()));
+        left
+    }
+
     pub(crate) async fn exec(&self, id: &str, exec_id: &str, process: Process) -> Result<u32, tonic::Status> {
         let request =
             ExecRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), process: Some(process) };
@@ -307,4 +319,9 @@ pub(crate) fn default_capabilities() -> Capabilities {
         permitted: names,
         ..Capabilities::default()
     }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
+    entries.into_iter().map(|entry| entry.path().display().to_string()).collect()
 }
