@@ -18,16 +18,38 @@ pub(crate) fn execve(path: &CString, argv: &[CString], env: &[CString]) -> io::E
     io::Error::last_os_error()
 }
 
+/// The kernel's `struct sigaction` of x86-64; all zeros is SIG_DFL.
+#[repr(C)]
+#[derive(Default)]
+struct KernelAction {
+    handler: usize,
+    flags: u64,
+    restorer: usize,
+    mask: u64,
+}
+
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// Signals as a freshly started program expects them: Rust's runtime ignores SIGPIPE, and an ignored signal stays
-/// ignored over execve(2).
+/// Signals as a freshly started program expects them: Rust's runtime ignores SIGPIPE, whoever started the agent may have
+/// ignored others, and an ignored signal stays ignored over execve(2).
 pub(crate) fn default_signals() {
-    for signal in [libc::SIGPIPE, libc::SIGCHLD] {
-        // SAFETY: installs the default action; no handler of ours is replaced in this single-threaded stage.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    for signal in 1..=64 {
+        let default = KernelAction::default();
+        // rt_sigaction(2) itself: glibc keeps signals 32 and 33 from its callers. SIGKILL and SIGSTOP are refused, and
+        // are always at their default.
+        // SAFETY: `default` is a whole struct sigaction without a handler, the old one is not asked for, and 8 is the
+        // size of the kernel's signal set.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                ptr::null_mut::<KernelAction>(),
+                size_of::<u64>(),
+            )
+        };
     }
     // SAFETY: zeroed memory is a valid sigset_t for sigemptyset to overwrite.
     let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };

@@ -98,7 +98,9 @@ pub(crate) fn run_on_host(filter: &str) -> ExitCode {
     fs::create_dir_all(at("real-sys")).expect("mount point");
     // sysfs shows the network namespace that it was mounted in.
     mount("sysfs", &at("real-sys"));
-    symlink(at("real-sys/class"), at("sys/class")).expect("fake sysfs");
+    for real in ["class", "devices"] {
+        symlink(at("real-sys").join(real), at("sys").join(real)).expect("fake sysfs");
+    }
     fs::create_dir_all(at("run")).expect("mount point");
     mount("tmpfs", &at("run"));
     let cgroup_root = cgroup_root();
