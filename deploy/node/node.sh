@@ -10,6 +10,14 @@ CLEARPOD_LIB=$(cd "$node_home/../lib" && pwd)
 clearpod_cache=${CLEARPOD_CACHE:-$HOME/.cache/clearpod}
 node_dir=${CLEARPOD_NODE_DIR:-$(cd "$node_home/../.." && pwd)/target/node}
 
+node_transfer_size=8G # of the disk through which files go; sparse on the host
+
+# node_transfer_lock: push and pull share one disk, so one of them at a time.
+node_transfer_lock() {
+  exec 6>"$node_dir/transfer.lock"
+  flock 6
+}
+
 # node_image_key: names the image by everything that went into it that this repository decides.
 node_image_key() {
   (cd "$node_home" && find build packages initrd-init image -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum) |
