@@ -3,5 +3,9 @@
 //! Data and encoding only, no I/O. `cri` and `agent` are generated from the `.proto` files by `../build.rs` and are
 //! features, so that the VMM links none of gRPC.
 
+#[cfg(feature = "agent")]
+pub mod agent;
+#[cfg(feature = "cri")]
+pub mod cri;
 pub mod machine;
 pub mod stdio;
