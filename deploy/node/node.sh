@@ -20,7 +20,7 @@ node_transfer_lock() {
 
 # node_image_key: names the image by everything that went into it that this repository decides.
 node_image_key() {
-  (cd "$node_home" && find build packages initrd-init image -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum) |
+  (cd "$node_home" && find build packages initrd-init image ../cni -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum) |
     sha256sum | cut -c 1-16
 }
 
