@@ -1,0 +1,1 @@
+//! The daemon's client of the agent in a guest.

@@ -1,0 +1,1 @@
+//! The host side of one microVM: its directory, its VMM process, its control socket.

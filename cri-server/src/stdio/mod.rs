@@ -1,0 +1,1 @@
+//! Byte streams of container processes: log writer, capture, stdin.

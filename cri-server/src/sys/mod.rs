@@ -1,0 +1,1 @@
+//! Every unsafe block of the machine, guest and stdio modules.
