@@ -1,1 +1,3 @@
-//! The daemon's client of the agent in a guest.
+//! The daemon's side of what runs inside a Machine.
+
+pub(crate) mod text;
