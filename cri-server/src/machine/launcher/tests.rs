@@ -20,7 +20,10 @@ fn fixture(script: &str) -> Fixture {
     let program = directory.path().join("clearpod-vmm");
     // Written by another process: were it open for writing here while another test forks, exec would fail with ETXTBSY.
     let written = Command::new("sh")
-        .args(["-c", "printf '#!/bin/sh\n%s\n' \"$1\" > \"$0\" && chmod 755 \"$0\""])
+        .args([
+            "-c",
+            "printf '#!/bin/sh\n%s\n' \"$1\" > \"$0\" && chmod 755 \"$0\"",
+        ])
         .arg(&program)
         .arg(script)
         .status();
