@@ -1,0 +1,1 @@
+//! CRI containers: state, and the translation of their configuration for the agent.

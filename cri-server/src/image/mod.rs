@@ -1,0 +1,1 @@
+//! Images: references, pulling, EROFS layers, the image store.

@@ -1,0 +1,1 @@
+//! A stack of named undo steps.
