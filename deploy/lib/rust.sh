@@ -7,9 +7,9 @@ need_rust() {
   wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$1/Cargo.toml")
   [[ -x $HOME/.cargo/bin/cargo ]] && PATH=$PATH:$HOME/.cargo/bin
   command -v cargo >/dev/null || install_rustup
-  local present
-  present=$(cd "$1" && cargo --version 2>&1 | sed -n 's/^cargo \([0-9.]*\).*/\1/p')
-  [[ -n $present ]] || die "cargo does not run in $1: $(cd "$1" && cargo --version 2>&1 | head -n 1)"
+  local said present
+  said=$(cd "$1" && cargo --version 2>&1) || die "cargo does not run in $1: $said"
+  present=$(sed -n 's/^cargo \([0-9.]*\).*/\1/p' <<<"$said")
   printf '%s\n' "$wanted" "$present" | sort -V -C || die "Rust $wanted or newer is needed and this is $present: rustup update"
 }
 
