@@ -1,3 +1,3 @@
-//! Placeholder until the crate lands.
+//! `clearpod-vmm`: runs one Machine and ends with an exit code that says how it ended.
 
 fn main() {}

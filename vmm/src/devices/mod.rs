@@ -1,0 +1,3 @@
+//! The device table: what a Machine can have, and why.
+
+pub(crate) mod virtio;

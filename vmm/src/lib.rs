@@ -1,0 +1,3 @@
+//! One KVM microVM in one process: the Machine of one Sandbox.
+
+mod devices;
