@@ -3,6 +3,10 @@
 //! The transport (`pci::transport`) owns the driver-facing registers, validates the queues and decides when a device
 //! lives; a device owns what happens to buffers. A device knows neither PCI nor KVM.
 
+pub(crate) mod console;
+pub(crate) mod rng;
+pub(crate) mod single_queue;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 
