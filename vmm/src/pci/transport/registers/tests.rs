@@ -23,6 +23,11 @@ fn write(registers: &mut Registers, offset: usize, length: usize, value: u64) ->
     registers.write(offset, &value.to_le_bytes()[..length])
 }
 
+/// A write that asks nothing of the device.
+fn set(registers: &mut Registers, offset: usize, length: usize, value: u64) {
+    assert_eq!(write(registers, offset, length, value), Effect::None);
+}
+
 fn negotiate(registers: &mut Registers, features: u64) -> u64 {
     assert_eq!(write(registers, 0x14, 1, 0), Effect::None);
     assert_eq!(write(registers, 0x14, 1, 1), Effect::None);
@@ -65,14 +70,14 @@ fn live() -> Registers {
 fn a_driver_reads_features_and_queues() {
     let mut registers = registers();
     assert_eq!(read(&registers, 0x04, 4), OFFERED & 0xFFFF_FFFF);
-    write(&mut registers, 0x00, 4, 1);
+    set(&mut registers, 0x00, 4, 1);
     assert_eq!(read(&registers, 0x04, 4), OFFERED >> 32);
-    write(&mut registers, 0x00, 4, 2);
+    set(&mut registers, 0x00, 4, 2);
     assert_eq!(read(&registers, 0x04, 4), 0);
     assert_eq!(read(&registers, 0x12, 2), 2);
-    write(&mut registers, 0x16, 2, 1);
+    set(&mut registers, 0x16, 2, 1);
     assert_eq!(read(&registers, 0x18, 2), 64);
-    write(&mut registers, 0x16, 2, 2);
+    set(&mut registers, 0x16, 2, 2);
     assert_eq!(read(&registers, 0x18, 2), 0, "a queue that does not exist");
 }
 
@@ -136,9 +141,9 @@ fn a_device_without_its_first_queue_does_not_start() {
 #[test]
 fn a_live_queue_cannot_be_moved() {
     let mut registers = live();
-    write(&mut registers, 0x16, 2, 0);
-    write(&mut registers, 0x20, 4, 0x5_0000);
-    write(&mut registers, 0x18, 2, 8);
+    set(&mut registers, 0x16, 2, 0);
+    set(&mut registers, 0x20, 4, 0x5_0000);
+    set(&mut registers, 0x18, 2, 8);
     assert_eq!(read(&registers, 0x20, 8), 0x1_0000);
     assert_eq!(read(&registers, 0x18, 2), 256);
 }
@@ -146,9 +151,9 @@ fn a_live_queue_cannot_be_moved() {
 #[test]
 fn an_unknown_vector_reads_back_as_none() {
     let mut registers = registers();
-    write(&mut registers, 0x10, 2, 2);
+    set(&mut registers, 0x10, 2, 2);
     assert_eq!(read(&registers, 0x10, 2), 2);
-    write(&mut registers, 0x10, 2, 3);
+    set(&mut registers, 0x10, 2, 3);
     assert_eq!(read(&registers, 0x10, 2), u64::from(NO_VECTOR));
 }
 
