@@ -113,8 +113,9 @@ impl Guest {
     }
 
     pub(super) fn post_buffers(&mut self, count: u16) {
-        for index in 0..u64::from(count) {
-            self.rx.add(&[(RX_BUFFERS + u64::from(RX_BUFFER) * index, RX_BUFFER, WRITE)]);
+        for _ in 0..count {
+            let head = self.rx.next_descriptor();
+            self.rx.add(&[(RX_BUFFERS + u64::from(RX_BUFFER) * u64::from(head), RX_BUFFER, WRITE)]);
         }
     }
 
@@ -168,7 +169,8 @@ impl Guest {
     /// Every packet that has come; the buffers go back to the rx queue.
     pub(super) fn received(&mut self) -> Vec<Packet> {
         let packets = self.received_and_kept();
-        self.post_buffers_again(packets.len());
+        // Buffers are used in order here, so the oldest ones go back first.
+        self.post_buffers(u16::try_from(packets.len()).unwrap());
         packets
     }
 
@@ -188,14 +190,6 @@ impl Guest {
             packets.push(Packet { header, payload: bytes.split_off(HEADER_LENGTH) });
         }
         packets
-    }
-
-    /// Buffers are used in order here, so the oldest ones go back first.
-    fn post_buffers_again(&mut self, count: usize) {
-        for _ in 0..count {
-            let head = self.rx.next_descriptor();
-            self.rx.add(&[(RX_BUFFERS + u64::from(RX_BUFFER) * u64::from(head), RX_BUFFER, WRITE)]);
-        }
     }
 
     /// Runs the device until `count` packets have come.
