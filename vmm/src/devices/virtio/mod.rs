@@ -3,9 +3,15 @@
 //! The transport (`pci::transport`) owns the driver-facing registers, validates the queues and decides when a device
 //! lives; a device owns what happens to buffers. A device knows neither PCI nor KVM.
 
+pub(crate) mod buffers;
+pub(crate) mod config_space;
 pub(crate) mod console;
 pub(crate) mod rng;
 pub(crate) mod single_queue;
+mod sys;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod testing;
+pub(crate) mod vsock;
 
 use std::fmt::Debug;
 use std::sync::Arc;
