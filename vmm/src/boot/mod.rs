@@ -23,6 +23,7 @@ use crate::devices::serial::{self, SerialPort};
 use crate::devices::table::{self, BuildDeviceError, BuiltDevice};
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::{Vsock, VsockError};
 use crate::event_loop::{Mailbox, Subscriber};
 use crate::kvm::{self, KvmError, Vm};
 use crate::machine::{AttachError, AttachedDevice, Life, Machine, Milestones, attach};
@@ -51,6 +52,8 @@ pub(crate) enum BootError {
     Attach(#[from] AttachError),
     #[error(transparent)]
     Device(#[from] BuildDeviceError),
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     #[error("cannot listen on the control socket {path}")]
     Control {
         path: PathBuf,
@@ -102,6 +105,11 @@ pub(crate) fn boot(plan: Plan, process_started: u64) -> Result<Machine, BootErro
         first_vsock: Arc::new(OnceLock::new()),
     };
     let mut devices = own_devices(&bus, &services, &ring)?;
+    if let Some(vsock) = &plan.vsock {
+        let first = Arc::clone(&milestones.first_vsock);
+        let device = Vsock::new(vsock.guest_cid, &vsock.socket, first)?;
+        devices.push(own_device(&bus, &services, Arc::new(Mutex::new(device)))?);
+    }
     for prepared in plan.devices {
         devices.push(configured_device(prepared, &vm, &bus, &services)?);
     }
@@ -242,17 +250,15 @@ fn own_devices(
 ) -> Result<Vec<AttachedDevice>, AttachError> {
     let console: SharedDevice = Arc::new(Mutex::new(Console::new(Arc::clone(ring))));
     let rng: SharedDevice = Arc::new(Mutex::new(Rng::default()));
-    let put = |device: SharedDevice| {
-        let slot = attach(bus, services, &device)?;
-        Ok(AttachedDevice {
-            id: None,
-            slot,
-            device,
-            subscription: None,
-            region: None,
-        })
-    };
-    [console, rng].into_iter().map(put).collect()
+    [console, rng]
+        .into_iter()
+        .map(|device| own_device(bus, services, device))
+        .collect()
+}
+
+fn own_device(bus: &Bus, services: &Services, device: SharedDevice) -> Result<AttachedDevice, AttachError> {
+    let slot = attach(bus, services, &device)?;
+    Ok(AttachedDevice { id: None, slot, device, subscription: None, region: None })
 }
 
 fn configured_device(
