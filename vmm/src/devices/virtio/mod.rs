@@ -3,8 +3,12 @@
 //! The transport (`pci::transport`) owns the driver-facing registers, validates the queues and decides when a device
 //! lives; a device owns what happens to buffers. A device knows neither PCI nor KVM.
 
+pub(crate) mod block;
 pub(crate) mod buffers;
 pub(crate) mod config_space;
+mod gather;
+pub(crate) mod net;
+pub(crate) mod pmem;
 mod sys;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;

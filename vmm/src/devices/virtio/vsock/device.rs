@@ -193,7 +193,7 @@ impl Active {
     fn give_packets(&mut self, muxer: &mut Muxer) -> Result<Progress, virtio_queue::Error> {
         let queue = &mut self.rx.queue;
         let mut turns = 0;
-        let mut used = false;
+        let mut interrupt = false;
         let progress = loop {
             let mut window = RxWindow::new(&self.memory, queue);
             let mut starved = false;
@@ -204,7 +204,7 @@ impl Active {
                 }
                 turns += 1;
             }
-            used |= window.close();
+            interrupt |= window.finish()?;
             if turns >= PASS_BUDGET {
                 break Progress::BudgetSpent;
             }
@@ -213,7 +213,7 @@ impl Active {
                 break Progress::Done;
             }
         };
-        if used && queue.needs_notification(&self.memory)? {
+        if interrupt {
             self.interrupt.signal_queue(RX);
         }
         Ok(progress)
