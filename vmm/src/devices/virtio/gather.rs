@@ -37,7 +37,14 @@ pub(crate) struct Chain<'m> {
 impl<'q, 'm> Gather<'q, 'm> {
     pub(crate) fn new(memory: &'m GuestMemory, queue: &'q mut Queue, minimum: usize) -> Self {
         let used_before = queue.next_used();
-        Self { memory, queue, minimum, chains: VecDeque::new(), room: 0, used_before }
+        Self {
+            memory,
+            queue,
+            minimum,
+            chains: VecDeque::new(),
+            room: 0,
+            used_before,
+        }
     }
 
     /// Gathers until there is room for `bytes` in at most `chains` chains, or the queue is empty. Returns the room.
@@ -67,7 +74,9 @@ impl<'q, 'm> Gather<'q, 'm> {
         let mut left = bytes;
         let mut row = Vec::with_capacity(self.chains.len());
         for slice in self.chains.iter().flat_map(|chain| chain.buffer.slices()) {
-            let Ok(slice) = slice.subslice(0, slice.len().min(left)) else { break };
+            let Ok(slice) = slice.subslice(0, slice.len().min(left)) else {
+                break;
+            };
             left -= slice.len();
             row.push(slice);
             if left == 0 {
@@ -91,15 +100,23 @@ impl<'q, 'm> Gather<'q, 'm> {
 
     /// Hands several chains to the driver, which sees all of them or none.
     pub(crate) fn use_chains(&mut self, chains: &[(u16, u32)]) -> Result<(), Error> {
-        let Some(((last, written), before)) = chains.split_last() else { return Ok(()) };
+        let Some(((last, written), before)) = chains.split_last() else {
+            return Ok(());
+        };
         // virtio-queue publishes with each element. The elements before the last are written to their places here, and
         // the last one publishes them all with its release store of the index.
         for (head, written) in before {
             let slot = u64::from(self.queue.next_used() % self.queue.size());
-            let address = self.queue.used_ring().checked_add(4 + 8 * slot).ok_or(Error::AddressOverflow)?;
+            let address = self
+                .queue
+                .used_ring()
+                .checked_add(4 + 8 * slot)
+                .ok_or(Error::AddressOverflow)?;
             // 2.7.8: le32 id, le32 len.
             let element = (u64::from(*head) | u64::from(*written) << 32).to_le();
-            self.memory.write_obj(element, GuestAddress(address)).map_err(Error::GuestMemory)?;
+            self.memory
+                .write_obj(element, GuestAddress(address))
+                .map_err(Error::GuestMemory)?;
             self.queue.set_next_used(self.queue.next_used().wrapping_add(1));
         }
         self.queue.add_used(self.memory, *last, *written)
@@ -127,18 +144,25 @@ impl<'q, 'm> Gather<'q, 'm> {
     fn used_event(&self) -> Result<u16, GuestMemoryError> {
         let offset = 4 + 2 * u64::from(self.queue.size());
         let address = self.queue.avail_ring().saturating_add(offset);
-        self.memory.load(GuestAddress(address), Ordering::Relaxed).map(u16::from_le)
+        self.memory
+            .load(GuestAddress(address), Ordering::Relaxed)
+            .map(u16::from_le)
     }
 
     /// Takes one chain from the queue; false if there is none to take. One that is no use is handed back empty, but only
     /// with nothing gathered before it: what goes back to the queue must be its last chains.
     fn gather_one(&mut self) -> Result<bool, Error> {
-        let Some(chain) = self.queue.iter(self.memory)?.next() else { return Ok(false) };
+        let Some(chain) = self.queue.iter(self.memory)?.next() else {
+            return Ok(false);
+        };
         let head = chain.head_index();
         let reason = match Buffers::collect(self.memory, chain) {
             Ok(buffers) if buffers.writable.len() >= self.minimum => {
                 self.room += buffers.writable.len();
-                self.chains.push_back(Chain { head, buffer: buffers.writable });
+                self.chains.push_back(Chain {
+                    head,
+                    buffer: buffers.writable,
+                });
                 return Ok(true);
             }
             Ok(_) => "too short".to_owned(),

@@ -6,9 +6,12 @@
 pub(crate) mod block;
 pub(crate) mod buffers;
 pub(crate) mod config_space;
+pub(crate) mod console;
 mod gather;
 pub(crate) mod net;
 pub(crate) mod pmem;
+pub(crate) mod rng;
+pub(crate) mod single_queue;
 mod sys;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;

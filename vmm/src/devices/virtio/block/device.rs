@@ -44,7 +44,12 @@ impl Block {
     pub(crate) fn new(id: &str, file: File, read_only: bool) -> Result<Self, DiskError> {
         let disk = Disk::new(id, file, read_only)?;
         let config = config(&disk);
-        Ok(Self { id: id.to_owned(), disk: Arc::new(disk), config, state: State::Offered })
+        Ok(Self {
+            id: id.to_owned(),
+            disk: Arc::new(disk),
+            config,
+            state: State::Offered,
+        })
     }
 }
 
@@ -121,16 +126,31 @@ impl VirtioDevice for Block {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation { memory, mut queues, features, interrupt } = activation;
-        let queue = queues.pop().ok_or(ActivateError::Driver("block needs its queue"))?;
+        let Activation {
+            memory,
+            mut queues,
+            features,
+            interrupt,
+        } = activation;
+        let queue = queues
+            .pop()
+            .ok_or(ActivateError::Driver("block needs its queue"))?;
         let context = Context {
             disk: Arc::clone(&self.disk),
             id: serial(&self.id),
             write_through: features & (1 << VIRTIO_BLK_F_FLUSH) == 0,
         };
-        let duty = Duty { context, memory, queue, interrupt };
-        let worker = Worker::start(&format!("blk-{}", self.id), duty)
-            .map_err(|source| ActivateError::Host { operation: "start the worker thread", source })?;
+        let duty = Duty {
+            context,
+            memory,
+            queue,
+            interrupt,
+        };
+        let worker =
+            Worker::start(&format!("blk-{}", self.id), duty).map_err(|source| ActivateError::Host {
+                operation: "start the worker thread",
+                source,
+            })?;
         self.state = State::Active(worker);
         Ok(())
     }

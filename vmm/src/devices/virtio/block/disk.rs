@@ -43,14 +43,25 @@ pub(super) struct Extent {
 
 impl Disk {
     pub(super) fn new(id: &str, mut file: File, read_only: bool) -> Result<Self, DiskError> {
-        let unknown = |source| DiskError::Size { id: id.to_owned(), source };
+        let unknown = |source| DiskError::Size {
+            id: id.to_owned(),
+            source,
+        };
         // Unlike metadata, this gives the size of a block device too.
         let bytes = file.seek(SeekFrom::End(0)).map_err(unknown)?;
         if bytes == 0 || bytes % SECTOR != 0 {
-            return Err(DiskError::OddSize { id: id.to_owned(), bytes });
+            return Err(DiskError::OddSize {
+                id: id.to_owned(),
+                bytes,
+            });
         }
         let block_bytes = file.metadata().map_err(unknown)?.blksize();
-        Ok(Self { file, sectors: bytes / SECTOR, block_bytes, read_only })
+        Ok(Self {
+            file,
+            sectors: bytes / SECTOR,
+            block_bytes,
+            read_only,
+        })
     }
 
     pub(super) fn sectors(&self) -> u64 {
@@ -100,8 +111,11 @@ impl Disk {
 
     /// `extent` reads as zeros. Its space stays allocated unless `may_unmap`.
     pub(super) fn write_zeroes(&self, extent: Extent, may_unmap: bool) -> io::Result<()> {
-        let mode =
-            if may_unmap { FallocateFlags::FALLOC_FL_PUNCH_HOLE } else { FallocateFlags::FALLOC_FL_ZERO_RANGE };
+        let mode = if may_unmap {
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE
+        } else {
+            FallocateFlags::FALLOC_FL_ZERO_RANGE
+        };
         match self.allocate(mode, extent) {
             // tmpfs has no ZERO_RANGE, some file systems neither.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.write_zeroes_by_hand(extent),
@@ -117,7 +131,12 @@ impl Disk {
             return Ok(());
         }
         // PUNCH_HOLE demands KEEP_SIZE (fallocate(2)); the extent lies inside of the file anyway.
-        Ok(fallocate(&self.file, mode | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length)?)
+        Ok(fallocate(
+            &self.file,
+            mode | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            offset,
+            length,
+        )?)
     }
 
     fn write_zeroes_by_hand(&self, extent: Extent) -> io::Result<()> {
@@ -125,7 +144,10 @@ impl Disk {
         let mut done = 0;
         while done < extent.length {
             let count = (extent.length - done).min(ZEROES.len() as u64);
-            let piece = usize::try_from(count).ok().and_then(|count| ZEROES.get(..count)).unwrap_or(&ZEROES);
+            let piece = usize::try_from(count)
+                .ok()
+                .and_then(|count| ZEROES.get(..count))
+                .unwrap_or(&ZEROES);
             std::os::unix::fs::FileExt::write_all_at(&self.file, piece, extent.offset + done)?;
             done += count;
         }

@@ -18,8 +18,5 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-#[cfg(feature = "fuzzing")]
-pub(crate) mod fuzzing;
-
 pub(crate) use device::Block;
 pub(crate) use disk::DiskError;

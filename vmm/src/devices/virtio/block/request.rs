@@ -54,8 +54,14 @@ enum Failure {
 }
 
 /// Does what the chain asks. Returns the bytes written to it, for the used ring.
-pub(super) fn serve(context: &Context, buffers: Result<Buffers<'_>, BufferError>) -> Result<u32, RequestError> {
-    let Buffers { mut readable, mut writable } = buffers.map_err(RequestError::Buffers)?;
+pub(super) fn serve(
+    context: &Context,
+    buffers: Result<Buffers<'_>, BufferError>,
+) -> Result<u32, RequestError> {
+    let Buffers {
+        mut readable,
+        mut writable,
+    } = buffers.map_err(RequestError::Buffers)?;
     // The status is the last byte, wherever the driver cut the chain (2.7.4.1).
     let room = writable.len().checked_sub(1).ok_or(RequestError::NoStatus)?;
     let mut data = writable.take(room);
@@ -76,7 +82,11 @@ pub(super) fn serve(context: &Context, buffers: Result<Buffers<'_>, BufferError>
     Ok(u32::try_from(written + 1).unwrap_or(u32::MAX))
 }
 
-fn perform(context: &Context, readable: &mut Segments<'_>, data: &mut Segments<'_>) -> Result<usize, Failure> {
+fn perform(
+    context: &Context,
+    readable: &mut Segments<'_>,
+    data: &mut Segments<'_>,
+) -> Result<usize, Failure> {
     let header = readable.take_array::<16>().ok_or(Failure::Invalid("no header"))?;
     let [kind @ .., _, _, _, _, _, _, _, _, _, _, _, _] = header;
     let [_, _, _, _, _, _, _, _, sector @ ..] = header;
@@ -85,14 +95,17 @@ fn perform(context: &Context, readable: &mut Segments<'_>, data: &mut Segments<'
     match u32::from_le_bytes(kind) {
         VIRTIO_BLK_T_IN => {
             let length = data.len();
-            let extent = disk.extent(sector, length as u64).ok_or(Failure::Invalid("read off the disk"))?;
+            let extent = disk
+                .extent(sector, length as u64)
+                .ok_or(Failure::Invalid("read off the disk"))?;
             disk.read(extent, data).map_err(Failure::Host)?;
             Ok(length)
         }
         VIRTIO_BLK_T_OUT => {
             writable_disk(disk)?;
-            let extent =
-                disk.extent(sector, readable.len() as u64).ok_or(Failure::Invalid("write off the disk"))?;
+            let extent = disk
+                .extent(sector, readable.len() as u64)
+                .ok_or(Failure::Invalid("write off the disk"))?;
             disk.write(extent, readable).map_err(Failure::Host)?;
             settle(context)
         }
@@ -108,7 +121,9 @@ fn perform(context: &Context, readable: &mut Segments<'_>, data: &mut Segments<'
                 if flags != 0 {
                     return Err(Failure::Unsupported);
                 }
-                let extent = disk.extent(sector, length).ok_or(Failure::Invalid("discard off the disk"))?;
+                let extent = disk
+                    .extent(sector, length)
+                    .ok_or(Failure::Invalid("discard off the disk"))?;
                 disk.discard(extent).map_err(unsupported_or_failed)
             })?;
             settle(context)
@@ -119,8 +134,11 @@ fn perform(context: &Context, readable: &mut Segments<'_>, data: &mut Segments<'
                 if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
                     return Err(Failure::Unsupported);
                 }
-                let extent = disk.extent(sector, length).ok_or(Failure::Invalid("zeroes off the disk"))?;
-                disk.write_zeroes(extent, flags != 0).map_err(unsupported_or_failed)
+                let extent = disk
+                    .extent(sector, length)
+                    .ok_or(Failure::Invalid("zeroes off the disk"))?;
+                disk.write_zeroes(extent, flags != 0)
+                    .map_err(unsupported_or_failed)
             })?;
             settle(context)
         }
@@ -130,7 +148,11 @@ fn perform(context: &Context, readable: &mut Segments<'_>, data: &mut Segments<'
 
 /// 5.2.6.2: a read-only device fails every write with IOERR.
 fn writable_disk(disk: &Disk) -> Result<(), Failure> {
-    if disk.is_read_only() { Err(Failure::Invalid("write to a read-only disk")) } else { Ok(()) }
+    if disk.is_read_only() {
+        Err(Failure::Invalid("write to a read-only disk"))
+    } else {
+        Ok(())
+    }
 }
 
 /// Ends a request that changed the disk.
@@ -157,12 +179,20 @@ fn for_each_range(
             return Err(Failure::Invalid("range longer than the device's maximum"));
         }
         let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
-        action(sector, u64::from(count) * SECTOR, u32::from_le_bytes([f0, f1, f2, f3]))?;
+        action(
+            sector,
+            u64::from(count) * SECTOR,
+            u32::from_le_bytes([f0, f1, f2, f3]),
+        )?;
     }
     Ok(())
 }
 
 /// A file system that cannot do it is not a broken disk: the driver stops asking.
 fn unsupported_or_failed(error: io::Error) -> Failure {
-    if error.raw_os_error() == Some(libc::EOPNOTSUPP) { Failure::Unsupported } else { Failure::Host(error) }
+    if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
+        Failure::Unsupported
+    } else {
+        Failure::Host(error)
+    }
 }

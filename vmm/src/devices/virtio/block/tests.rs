@@ -57,8 +57,18 @@ impl Bench {
         let queue = driver.device_queue();
         let file = disk_file();
         let disk = Arc::new(Disk::new("disk", file.try_clone().unwrap(), read_only).unwrap());
-        let context = Context { disk, id: *b"a disk's id\0\0\0\0\0\0\0\0\0", write_through: false };
-        Self { memory, driver, queue, context, file }
+        let context = Context {
+            disk,
+            id: *b"a disk's id\0\0\0\0\0\0\0\0\0",
+            write_through: false,
+        };
+        Self {
+            memory,
+            driver,
+            queue,
+            context,
+            file,
+        }
     }
 
     /// A request whose data is these segments; returns status and used length.
@@ -86,7 +96,8 @@ impl Bench {
             bytes.extend(flags.to_le_bytes());
         }
         self.memory.write_slice(&bytes, GuestAddress(DATA)).unwrap();
-        self.request(kind, 0, &[(DATA, u32::try_from(bytes.len()).unwrap(), 0)]).0
+        self.request(kind, 0, &[(DATA, u32::try_from(bytes.len()).unwrap(), 0)])
+            .0
     }
 
     fn sector(&self, sector: u64) -> [u8; 512] {
@@ -99,17 +110,29 @@ impl Bench {
 fn write_header(memory: &GuestMemory, kind: u32, sector: u64) {
     memory.write_obj(kind.to_le(), GuestAddress(HEADER)).unwrap();
     memory.write_obj(0_u32, GuestAddress(HEADER + 4)).unwrap();
-    memory.write_obj(sector.to_le(), GuestAddress(HEADER + 8)).unwrap();
+    memory
+        .write_obj(sector.to_le(), GuestAddress(HEADER + 8))
+        .unwrap();
 }
 
 #[test]
 fn reads_come_from_the_file_whatever_the_segments() {
     let mut bench = Bench::new(true);
-    let (status, written) =
-        bench.request(IN, 5, &[(DATA, 100, WRITE), (DATA + 0x1000, 0, WRITE), (DATA + 0x2000, 924, WRITE)]);
+    let (status, written) = bench.request(
+        IN,
+        5,
+        &[
+            (DATA, 100, WRITE),
+            (DATA + 0x1000, 0, WRITE),
+            (DATA + 0x2000, 924, WRITE),
+        ],
+    );
     assert_eq!((status, written), (OK, 1025));
     let mut bytes = [0; 924];
-    bench.memory.read_slice(&mut bytes, GuestAddress(DATA + 0x2000)).unwrap();
+    bench
+        .memory
+        .read_slice(&mut bytes, GuestAddress(DATA + 0x2000))
+        .unwrap();
     assert_eq!(bytes[..412], [6; 412]);
     assert_eq!(bytes[412..], [7; 512]);
 }
@@ -117,7 +140,10 @@ fn reads_come_from_the_file_whatever_the_segments() {
 #[test]
 fn writes_go_to_the_file_whatever_the_segments() {
     let mut bench = Bench::new(false);
-    bench.memory.write_slice(&[0xaa; 1024], GuestAddress(DATA)).unwrap();
+    bench
+        .memory
+        .write_slice(&[0xaa; 1024], GuestAddress(DATA))
+        .unwrap();
     assert_eq!(bench.request(OUT, 7, &[(DATA, 511, 0), (DATA, 513, 0)]), (OK, 1));
     assert_eq!(bench.sector(6), [7; 512]);
     assert_eq!(bench.sector(7), [0xaa; 512]);
@@ -139,8 +165,16 @@ fn the_driver_may_cut_header_and_status_anywhere() {
 fn nothing_off_the_disk_is_touched() {
     let mut bench = Bench::new(false);
     for sector in [SECTORS, SECTORS - 1, u64::MAX / 512, u64::MAX / 512 + 1, u64::MAX] {
-        assert_eq!(bench.request(IN, sector, &[(DATA, 1024, WRITE)]), (IOERR, 1), "{sector}");
-        assert_eq!(bench.request(OUT, sector, &[(DATA, 1024, 0)]), (IOERR, 1), "{sector}");
+        assert_eq!(
+            bench.request(IN, sector, &[(DATA, 1024, WRITE)]),
+            (IOERR, 1),
+            "{sector}"
+        );
+        assert_eq!(
+            bench.request(OUT, sector, &[(DATA, 1024, 0)]),
+            (IOERR, 1),
+            "{sector}"
+        );
         assert_eq!(bench.ranges(DISCARD, &[(sector, 2, 0)]), IOERR, "{sector}");
         assert_eq!(bench.ranges(WRITE_ZEROES, &[(sector, 2, 0)]), IOERR, "{sector}");
     }
@@ -182,7 +216,15 @@ fn discarded_sectors_read_as_zeros_and_free_their_space() {
 fn zeroes_are_written_with_and_without_unmap() {
     let mut bench = Bench::new(false);
     assert_eq!(bench.ranges(WRITE_ZEROES, &[(1, 2, 0), (5, 3, 1)]), OK);
-    for (sector, zero) in [(0, false), (1, true), (2, true), (3, false), (5, true), (7, true), (8, false)] {
+    for (sector, zero) in [
+        (0, false),
+        (1, true),
+        (2, true),
+        (3, false),
+        (5, true),
+        (7, true),
+        (8, false),
+    ] {
         assert_eq!(bench.sector(sector) == [0; 512], zero, "{sector}");
     }
 }
@@ -221,9 +263,18 @@ fn unknown_requests_are_unsupported() {
 fn chains_without_header_or_status_are_survived() {
     let mut bench = Bench::new(false);
     assert_eq!(bench.chain(&[(HEADER, 16, 0)]), Err(RequestError::NoStatus));
-    assert_eq!(bench.chain(&[(HEADER, 16, 0), (STATUS, 0, WRITE)]), Err(RequestError::NoStatus));
-    assert!(matches!(bench.chain(&[(u64::MAX, 16, 0)]), Err(RequestError::Buffers(_))));
-    assert!(matches!(bench.chain(&[(STATUS, 1, WRITE), (HEADER, 16, 0)]), Err(RequestError::Buffers(_))));
+    assert_eq!(
+        bench.chain(&[(HEADER, 16, 0), (STATUS, 0, WRITE)]),
+        Err(RequestError::NoStatus)
+    );
+    assert!(matches!(
+        bench.chain(&[(u64::MAX, 16, 0)]),
+        Err(RequestError::Buffers(_))
+    ));
+    assert!(matches!(
+        bench.chain(&[(STATUS, 1, WRITE), (HEADER, 16, 0)]),
+        Err(RequestError::Buffers(_))
+    ));
     assert_eq!(bench.chain(&[(HEADER, 15, 0), (STATUS, 1, WRITE)]), Ok(1));
     assert_eq!(bench.memory.read_obj::<u8>(GuestAddress(STATUS)).unwrap(), IOERR);
     assert_eq!(bench.chain(&[(STATUS, 1, WRITE)]), Ok(1));
@@ -277,7 +328,12 @@ fn running() -> Running {
     let activation = testing::activation(&memory, &[&driver], 1 << 9);
     let notify = activation.queues[0].notify.try_clone().unwrap();
     block.activate(activation).unwrap();
-    Running { memory, driver, block, notify }
+    Running {
+        memory,
+        driver,
+        block,
+        notify,
+    }
 }
 
 impl Running {
@@ -301,7 +357,11 @@ fn the_worker_serves_and_is_joined() {
         let mut heads = Vec::new();
         for slot in 0..20 {
             let status = STATUS + slot;
-            heads.push(running.driver.add(&[(HEADER, 16, 0), (DATA, 512, WRITE), (status, 1, WRITE)]));
+            heads.push(
+                running
+                    .driver
+                    .add(&[(HEADER, 16, 0), (DATA, 512, WRITE), (status, 1, WRITE)]),
+            );
         }
         running.notify.write(1).unwrap();
         let used: Vec<u16> = running.wait_for_used(20).iter().map(|(head, _)| *head).collect();
@@ -336,7 +396,10 @@ fn a_broken_queue_stops_the_worker_and_a_reset_starts_it_again() {
 #[test]
 fn the_serial_number_is_cut_to_its_length() {
     assert_eq!(&device::serial("short"), b"short\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    assert_eq!(&device::serial("0123456789abcdefghijklmn"), b"0123456789abcdefghij");
+    assert_eq!(
+        &device::serial("0123456789abcdefghijklmn"),
+        b"0123456789abcdefghij"
+    );
 }
 
 proptest! {

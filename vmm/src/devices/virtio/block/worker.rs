@@ -50,12 +50,24 @@ impl Worker {
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let epoll = Epoll::new()?;
         for descriptor in [event.as_raw_fd(), duty.queue.notify.as_raw_fd()] {
-            epoll.ctl(ControlOperation::Add, descriptor, EpollEvent::new(EventSet::IN, 0))?;
+            epoll.ctl(
+                ControlOperation::Add,
+                descriptor,
+                EpollEvent::new(EventSet::IN, 0),
+            )?;
         }
-        let stop = Arc::new(Stop { flag: AtomicBool::new(false), event });
+        let stop = Arc::new(Stop {
+            flag: AtomicBool::new(false),
+            event,
+        });
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new()
-            .name(name.chars().filter(|letter| letter.is_ascii() && *letter != '\0').take(15).collect())
+            .name(
+                name.chars()
+                    .filter(|letter| letter.is_ascii() && *letter != '\0')
+                    .take(15)
+                    .collect(),
+            )
             .spawn(move || duty.run(&epoll, &stopped))?;
         Ok(Self { stop, thread })
     }

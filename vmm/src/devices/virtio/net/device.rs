@@ -105,12 +105,19 @@ impl Net {
     }
 
     pub(super) fn with_tap(mac: MacAddress, tap: Tap) -> Self {
-        Self { mac, tap, state: State::Offered, watched: EventSet::empty() }
+        Self {
+            mac,
+            tap,
+            state: State::Offered,
+            watched: EventSet::empty(),
+        }
     }
 
     /// Tap to guest.
     pub(super) fn receive(&mut self) {
-        let State::Active(active) = &mut self.state else { return };
+        let State::Active(active) = &mut self.state else {
+            return;
+        };
         if let Err(error) = active.receive(&self.tap) {
             self.break_off(&error);
         }
@@ -118,7 +125,9 @@ impl Net {
 
     /// Guest to tap.
     pub(super) fn transmit(&mut self) {
-        let State::Active(active) = &mut self.state else { return };
+        let State::Active(active) = &mut self.state else {
+            return;
+        };
         if let Err(error) = active.transmit(&self.tap) {
             self.break_off(&error);
         }
@@ -191,7 +200,9 @@ impl Active {
 impl MutEventSubscriber for Net {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         self.watched = EventSet::empty();
-        let State::Active(active) = &self.state else { return };
+        let State::Active(active) = &self.state else {
+            return;
+        };
         for event in [
             Events::with_data(&active.rx.queue.notify, RX_NOTIFY, EventSet::IN),
             Events::with_data(&active.tx.queue.notify, TX_NOTIFY, EventSet::IN),
@@ -279,7 +290,12 @@ impl VirtioDevice for Net {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation { memory, queues, features, interrupt } = activation;
+        let Activation {
+            memory,
+            queues,
+            features,
+            interrupt,
+        } = activation;
         let mut queues = queues.into_iter();
         let (Some(rx), Some(tx)) = (queues.next(), queues.next()) else {
             return Err(ActivateError::Driver("net needs its rx and tx queues"));
@@ -289,10 +305,19 @@ impl VirtioDevice for Net {
         }
         self.tap
             .configure(features)
-            .map_err(|source| ActivateError::Host { operation: "set the tap's header and offloads", source })?;
+            .map_err(|source| ActivateError::Host {
+                operation: "set the tap's header and offloads",
+                source,
+            })?;
         let rx = Rx::new(rx, features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0);
         let tx = Tx::new(tx, features);
-        self.state = State::Active(Active { memory, interrupt, rx, tx, wanted: EventSet::empty() });
+        self.state = State::Active(Active {
+            memory,
+            interrupt,
+            rx,
+            tx,
+            wanted: EventSet::empty(),
+        });
         Ok(())
     }
 

@@ -18,7 +18,4 @@ mod tx;
 #[cfg(test)]
 mod tests;
 
-#[cfg(feature = "fuzzing")]
-pub(crate) mod fuzzing;
-
 pub(crate) use device::{MacAddress, Net, NetError};

@@ -39,7 +39,11 @@ pub(super) enum RxEnd {
 
 impl Rx {
     pub(super) fn new(queue: ActiveQueue, mergeable: bool) -> Self {
-        Self { queue, mergeable, waiting: Vec::new() }
+        Self {
+            queue,
+            mergeable,
+            waiting: Vec::new(),
+        }
     }
 
     /// Moves frames until one of the sides has nothing more. The second value: interrupt the guest.
@@ -58,7 +62,11 @@ fn fill(
 ) -> Result<RxEnd, Error> {
     let max_chains = if mergeable { usize::MAX } else { 1 };
     for _ in 0..PASS_BUDGET {
-        let wanted = if waiting.is_empty() { MAX_FRAME } else { waiting.len() };
+        let wanted = if waiting.is_empty() {
+            MAX_FRAME
+        } else {
+            waiting.len()
+        };
         let room = gather.make_room(wanted, max_chains)?;
         if room == 0 || (mergeable && room < waiting.len() && !gather.has_all()) {
             if gather.enable_notification()? {
@@ -77,7 +85,10 @@ fn fill(
             if rest.is_empty() {
                 deliver(gather, waiting.len())?;
             } else {
-                debug!(frame = waiting.len(), room, "net: the guest's buffer is too short for a frame");
+                debug!(
+                    frame = waiting.len(),
+                    room, "net: the guest's buffer is too short for a frame"
+                );
             }
             waiting.clear();
             continue;

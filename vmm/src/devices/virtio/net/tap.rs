@@ -34,7 +34,10 @@ impl Tap {
     /// A datagram socket in place of a tap, for tests that have no privilege.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn from_socket(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self { is_socket: true, ..Self::new(socket)? })
+        Ok(Self {
+            is_socket: true,
+            ..Self::new(socket)?
+        })
     }
 
     /// Agrees with the kernel on the header and on what the guest takes unfinished.
@@ -75,9 +78,10 @@ fn offloads(features: u64) -> u32 {
         return 0;
     }
     let mut offloads = libc::TUN_F_CSUM;
-    for (bit, flag) in
-        [(VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4), (VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6)]
-    {
+    for (bit, flag) in [
+        (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
+        (VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
+    ] {
         if has(bit) {
             offloads |= flag;
         }

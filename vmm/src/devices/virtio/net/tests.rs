@@ -50,14 +50,22 @@ impl Card {
         setsockopt(&wire, SndBuf, &(1 << 20)).unwrap();
         setsockopt(&tap, SndBuf, &bytes).unwrap();
         let mut net = Net::with_tap(mac(), Tap::from_socket(OwnedFd::from(tap)).unwrap());
-        net.activate(testing::activation(&memory, &[&rx, &tx], features)).unwrap();
-        Self { memory, rx, tx, net, wire }
+        net.activate(testing::activation(&memory, &[&rx, &tx], features))
+            .unwrap();
+        Self {
+            memory,
+            rx,
+            tx,
+            net,
+            wire,
+        }
     }
 
     fn post(&mut self, count: usize, length: u32) {
         for _ in 0..count {
             let head = u64::from(self.rx.next_descriptor());
-            self.rx.add(&[(RX_BUFFERS + 0x1_1000 * (head % 200), length, WRITE)]);
+            self.rx
+                .add(&[(RX_BUFFERS + 0x1_1000 * (head % 200), length, WRITE)]);
         }
     }
 
@@ -99,7 +107,13 @@ impl Card {
         self.memory.write_slice(&bytes, GuestAddress(TX_BUFFER)).unwrap();
         let chain: Vec<(u64, u32, u16)> = (0..bytes.len())
             .step_by(piece)
-            .map(|from| (TX_BUFFER + from as u64, u32::try_from(piece.min(bytes.len() - from)).unwrap(), 0))
+            .map(|from| {
+                (
+                    TX_BUFFER + from as u64,
+                    u32::try_from(piece.min(bytes.len() - from)).unwrap(),
+                    0,
+                )
+            })
             .collect();
         self.tx.add(&chain);
         self.net.transmit();
@@ -209,7 +223,15 @@ fn what_is_no_frame_is_not_sent() {
         card.tx.add(&[chain]);
     }
     let head = card.tx.next_descriptor();
-    card.tx.store(head, Descriptor { address: TX_BUFFER, length: 100, flags: NEXT, next: head });
+    card.tx.store(
+        head,
+        Descriptor {
+            address: TX_BUFFER,
+            length: 100,
+            flags: NEXT,
+            next: head,
+        },
+    );
     card.tx.offer(head);
     card.net.transmit();
     assert_eq!(card.tx.take_used().len(), 4);
@@ -222,12 +244,18 @@ fn a_full_tap_is_waited_for_and_no_frame_is_lost() {
     let mut card = Card::with_send_buffer(0, 4096);
     for number in 0..FRAMES {
         let address = TX_BUFFER + 0x40 * number;
-        card.memory.write_slice(&[0; HEADER_LENGTH], GuestAddress(address)).unwrap();
+        card.memory
+            .write_slice(&[0; HEADER_LENGTH], GuestAddress(address))
+            .unwrap();
         card.memory.write_obj(number, GuestAddress(address + 12)).unwrap();
         card.tx.add(&[(address, 60, 0)]);
     }
     card.net.transmit();
-    assert_eq!(card.net.wanted() & EventSet::OUT, EventSet::OUT, "the socket takes {FRAMES} frames at once");
+    assert_eq!(
+        card.net.wanted() & EventSet::OUT,
+        EventSet::OUT,
+        "the socket takes {FRAMES} frames at once"
+    );
     let mut sent = Vec::new();
     while sent.len() < 100 {
         let frame = card.sent().expect("a frame");
@@ -248,7 +276,10 @@ fn headers_may_ask_for_what_was_negotiated_only() {
         header
     };
     let offloads = 1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4;
-    assert_eq!(checked(header(0, 0), 0), Some([0, 0, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0]));
+    assert_eq!(
+        checked(header(0, 0), 0),
+        Some([0, 0, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0])
+    );
     assert_eq!(checked(header(1, 0), 0), None);
     assert_eq!(checked(header(1, 0), offloads).map(|header| header[0]), Some(1));
     assert_eq!(checked(header(0xfe, 0), 0).map(|header| header[0]), Some(0));
@@ -256,7 +287,10 @@ fn headers_may_ask_for_what_was_negotiated_only() {
     assert!(checked(header(1, VIRTIO_NET_HDR_GSO_TCPV4), offloads).is_some());
     assert_eq!(checked(header(1, VIRTIO_NET_HDR_GSO_TCPV6), offloads), None);
     assert_eq!(checked(header(1, VIRTIO_NET_HDR_GSO_UDP), u64::MAX), None);
-    assert_eq!(checked(header(1, VIRTIO_NET_HDR_GSO_TCPV4 | 0x80), offloads), None);
+    assert_eq!(
+        checked(header(1, VIRTIO_NET_HDR_GSO_TCPV4 | 0x80), offloads),
+        None
+    );
     assert_eq!(checked(header(0, 0x80), u64::MAX), None);
 }
 
@@ -266,11 +300,21 @@ fn addresses_are_read_or_refused_by_name() {
     let mut config = [0xff; 10];
     net.read_config(0, &mut config);
     assert_eq!(config, [2, 0, 0, 0, 0, 10, 1, 0, 0xff, 0xff]);
-    for text in ["", "02:00:00:00:00", "02:00:00:00:00:0a:0b", "2:0:0:0:0:a", "02-00-00-00-00-0a", "02:00:00:00:00:+a"] {
+    for text in [
+        "",
+        "02:00:00:00:00",
+        "02:00:00:00:00:0a:0b",
+        "2:0:0:0:0:a",
+        "02-00-00-00-00-0a",
+        "02:00:00:00:00:+a",
+    ] {
         let error = text.parse::<MacAddress>().unwrap_err();
         assert!(matches!(error, NetError::BadMac(_)), "{text}");
     }
-    assert!(matches!("01:00:00:00:00:0a".parse::<MacAddress>(), Err(NetError::GroupMac(_))));
+    assert!(matches!(
+        "01:00:00:00:00:0a".parse::<MacAddress>(),
+        Err(NetError::GroupMac(_))
+    ));
 }
 
 #[test]

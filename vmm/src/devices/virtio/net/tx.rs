@@ -83,17 +83,17 @@ enum Dropped {
     Tap(io::Error),
 }
 
-fn send(
-    buffers: Result<Buffers<'_>, BufferError>,
-    features: u64,
-    tap: &Tap,
-) -> Result<(), Dropped> {
-    let mut frame = buffers.map_err(|_broken| Dropped::Chain("it cannot be read"))?.readable;
+fn send(buffers: Result<Buffers<'_>, BufferError>, features: u64, tap: &Tap) -> Result<(), Dropped> {
+    let mut frame = buffers
+        .map_err(|_broken| Dropped::Chain("it cannot be read"))?
+        .readable;
     let length = frame.len();
     if !(MIN_FRAME..=MAX_FRAME).contains(&length) {
         return Err(Dropped::Length(length));
     }
-    let header = frame.take_array::<HEADER_LENGTH>().ok_or(Dropped::Length(length))?;
+    let header = frame
+        .take_array::<HEADER_LENGTH>()
+        .ok_or(Dropped::Length(length))?;
     let header = checked(header, features).ok_or(Dropped::Header)?;
     // The header that was checked is the one that is sent, whatever the guest does to its own meanwhile.
     match tap.write(&header, frame.slices()) {

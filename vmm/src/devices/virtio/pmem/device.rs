@@ -10,7 +10,9 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::super::buffers::{BufferError, Buffers};
-use super::super::{ActivateError, ActiveQueue, Activation, GuestMemory, Interrupt, VirtioDevice, config_space};
+use super::super::{
+    ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt, VirtioDevice, config_space,
+};
 
 /// Linux has at most one request in flight per flusher; more wait in the guest.
 const QUEUE_SIZE: u16 = 64;
@@ -44,12 +46,18 @@ impl Pmem {
     /// The region is mapped at guest-physical `start`, `size` bytes long, both multiples of 2 MiB, as long as the device
     /// is on the bus.
     pub(crate) fn new(start: u64, size: u64) -> Self {
-        Self { start, size, state: State::Offered }
+        Self {
+            start,
+            size,
+            state: State::Offered,
+        }
     }
 
     /// Answers what is in the queue.
     pub(super) fn pass(&mut self) {
-        let State::Active(active) = &mut self.state else { return };
+        let State::Active(active) = &mut self.state else {
+            return;
+        };
         if let Err(error) = active.serve() {
             error!(%error, "pmem: the driver broke the queue; the device stops until it is reset");
             self.state = State::Broken;
@@ -64,7 +72,9 @@ impl Active {
         queue.disable_notification(&self.memory)?;
         // One round of the queue at a time, so that a driver which never stops does not keep the event loop.
         for _ in 0..queue.size() {
-            let Some(chain) = queue.iter(&self.memory)?.next() else { break };
+            let Some(chain) = queue.iter(&self.memory)?.next() else {
+                break;
+            };
             let head = chain.head_index();
             let written = answer(Buffers::collect(&self.memory, chain));
             queue.add_used(&self.memory, head, written)?;
@@ -84,7 +94,11 @@ impl Active {
 
 /// A request is le32 `type`, the answer le32 `ret`: 0, or anything else for a failure (5.19.6).
 fn answer(buffers: Result<Buffers<'_>, BufferError>) -> u32 {
-    let Ok(Buffers { mut readable, writable }) = buffers else {
+    let Ok(Buffers {
+        mut readable,
+        writable,
+    }) = buffers
+    else {
         debug!("pmem: the guest sent no request");
         return 0;
     };
@@ -96,7 +110,9 @@ fn answer(buffers: Result<Buffers<'_>, BufferError>) -> u32 {
 
 impl MutEventSubscriber for Pmem {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        let State::Active(active) = &self.state else { return };
+        let State::Active(active) = &self.state else {
+            return;
+        };
         if let Err(error) = ops.add(Events::new(&active.queue.notify, EventSet::IN)) {
             error!(%error, "pmem: the event loop refuses a descriptor");
         }
@@ -144,9 +160,20 @@ impl VirtioDevice for Pmem {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation { memory, mut queues, interrupt, features: _ } = activation;
-        let queue = queues.pop().ok_or(ActivateError::Driver("pmem needs its queue"))?;
-        self.state = State::Active(Active { memory, queue, interrupt });
+        let Activation {
+            memory,
+            mut queues,
+            interrupt,
+            features: _,
+        } = activation;
+        let queue = queues
+            .pop()
+            .ok_or(ActivateError::Driver("pmem needs its queue"))?;
+        self.state = State::Active(Active {
+            memory,
+            queue,
+            interrupt,
+        });
         Ok(())
     }
 

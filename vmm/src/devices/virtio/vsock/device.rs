@@ -16,7 +16,9 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
 use super::super::buffers::Buffers;
-use super::super::{ActivateError, ActiveQueue, Activation, GuestMemory, Interrupt, VirtioDevice, config_space};
+use super::super::{
+    ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt, VirtioDevice, config_space,
+};
 use super::muxer::{Muxer, path_fits};
 use super::packet::{self, Operation};
 use super::rings::RxWindow;
@@ -98,14 +100,23 @@ impl Vsock {
         if !path_fits(socket) {
             return Err(VsockError::PathTooLong(socket.to_owned()));
         }
-        let muxer = Muxer::bind(u64::from(guest_cid), socket)
-            .map_err(|source| VsockError::Listen { path: socket.to_owned(), source })?;
-        Ok(Self { guest_cid, muxer, state: State::Offered, first_connection })
+        let muxer = Muxer::bind(u64::from(guest_cid), socket).map_err(|source| VsockError::Listen {
+            path: socket.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            guest_cid,
+            muxer,
+            state: State::Offered,
+            first_connection,
+        })
     }
 
     /// Moves packets until both sides have nothing more or the budget is spent.
     pub(super) fn pass(&mut self) {
-        let State::Active(active) = &mut self.state else { return };
+        let State::Active(active) = &mut self.state else {
+            return;
+        };
         match active.pass(&mut self.muxer, &self.first_connection) {
             Ok(Progress::BudgetSpent) => {
                 if let Err(error) = active.tx.notify.write(1) {
@@ -241,13 +252,17 @@ fn monotonic_now() -> u64 {
     // CLOCK_MONOTONIC is always there (clock_gettime(2)) and starts at 0.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
         let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
-        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec()).unwrap_or(0))
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(u64::try_from(time.tv_nsec()).unwrap_or(0))
     })
 }
 
 impl MutEventSubscriber for Vsock {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        let State::Active(active) = &self.state else { return };
+        let State::Active(active) = &self.state else {
+            return;
+        };
         let events = [
             Events::with_data(&active.rx.notify, RX_NOTIFY, EventSet::IN),
             Events::with_data(&active.tx.notify, TX_NOTIFY, EventSet::IN),
@@ -304,7 +319,12 @@ impl VirtioDevice for Vsock {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation { memory, queues, interrupt, features: _ } = activation;
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            features: _,
+        } = activation;
         let mut queues = queues.into_iter();
         let (Some(rx), Some(tx)) = (queues.next(), queues.next()) else {
             return Err(ActivateError::Driver("vsock needs its rx and tx queues"));
@@ -312,7 +332,12 @@ impl VirtioDevice for Vsock {
         if !rx.queue.ready() || !tx.queue.ready() {
             return Err(ActivateError::Driver("vsock needs its rx and tx queues"));
         }
-        self.state = State::Active(Active { memory, rx, tx, interrupt });
+        self.state = State::Active(Active {
+            memory,
+            rx,
+            tx,
+            interrupt,
+        });
         self.muxer.start();
         Ok(())
     }

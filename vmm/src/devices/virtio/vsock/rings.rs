@@ -25,7 +25,10 @@ pub(super) struct RxWindow<'q, 'm> {
 impl<'q, 'm> RxWindow<'q, 'm> {
     pub(super) fn new(memory: &'m GuestMemory, queue: &'q mut Queue) -> Self {
         // A buffer without room for payload would make a read of 0 bytes look like the end of the stream.
-        Self { gather: Gather::new(memory, queue, HEADER_LENGTH + 1), row: Vec::new() }
+        Self {
+            gather: Gather::new(memory, queue, HEADER_LENGTH + 1),
+            row: Vec::new(),
+        }
     }
 
     /// Whether there is room for at least one packet.
@@ -68,9 +71,13 @@ impl<'m> PayloadRoom<'m> for RxWindow<'_, 'm> {
         for chain in self.gather.chains() {
             let mut skip = HEADER_LENGTH;
             for slice in chain.buffer.slices() {
-                let Ok(rest) = slice.offset(skip.min(slice.len())) else { return &self.row };
+                let Ok(rest) = slice.offset(skip.min(slice.len())) else {
+                    return &self.row;
+                };
                 skip -= skip.min(slice.len());
-                let Ok(piece) = rest.subslice(0, rest.len().min(left)) else { return &self.row };
+                let Ok(piece) = rest.subslice(0, rest.len().min(left)) else {
+                    return &self.row;
+                };
                 left -= piece.len();
                 if !piece.is_empty() {
                     self.row.push(piece);
