@@ -49,7 +49,7 @@ impl Disk {
         };
         // Unlike metadata, this gives the size of a block device too.
         let bytes = file.seek(SeekFrom::End(0)).map_err(unknown)?;
-        if bytes == 0 || bytes % SECTOR != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
             return Err(DiskError::OddSize {
                 id: id.to_owned(),
                 bytes,
@@ -82,7 +82,7 @@ impl Disk {
     pub(super) fn extent(&self, sector: u64, length: u64) -> Option<Extent> {
         let offset = sector.checked_mul(SECTOR)?;
         let end = offset.checked_add(length)?;
-        (length % SECTOR == 0 && end <= self.sectors * SECTOR).then_some(Extent { offset, length })
+        (length.is_multiple_of(SECTOR) && end <= self.sectors * SECTOR).then_some(Extent { offset, length })
     }
 
     /// Reads `extent` to the front of `target`, which is at least as long.
@@ -140,7 +140,7 @@ impl Disk {
     }
 
     fn write_zeroes_by_hand(&self, extent: Extent) -> io::Result<()> {
-        const ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+        static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
         let mut done = 0;
         while done < extent.length {
             let count = (extent.length - done).min(ZEROES.len() as u64);

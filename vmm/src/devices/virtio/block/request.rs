@@ -169,7 +169,7 @@ fn for_each_range(
     max_sectors: u32,
     action: impl Fn(u64, u64, u32) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    if readable.len() % RANGE_BYTES != 0 || readable.len() > RANGE_BYTES * MAX_RANGES as usize {
+    if !readable.len().is_multiple_of(RANGE_BYTES) || readable.len() > RANGE_BYTES * MAX_RANGES as usize {
         return Err(Failure::Invalid("ranges of odd or excessive length"));
     }
     while let Some(range) = readable.take_array::<RANGE_BYTES>() {

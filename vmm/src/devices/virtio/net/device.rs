@@ -4,7 +4,6 @@
 //! cannot be served would keep a level-triggered loop busy.
 
 use std::os::fd::OwnedFd;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -36,22 +35,14 @@ const TAP: u32 = 2;
 /// Why there is no net device.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetError {
-    #[error("the MAC address {0:?} is not six pairs of hexadecimal digits with colons")]
-    BadMac(String),
-    #[error("the MAC address {0} is a group's address")]
-    GroupMac(String),
     #[error("cannot make the tap non-blocking")]
     Tap(#[source] std::io::Error),
 }
 
-/// A card's address: "02:00:00:00:00:01".
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct MacAddress([u8; 6]);
-
 /// virtio-net.
 #[derive(Debug)]
 pub(crate) struct Net {
-    mac: MacAddress,
+    mac: [u8; 6],
     tap: Tap,
     state: State,
     /// What the event loop was told about the tap.
@@ -76,35 +67,13 @@ struct Active {
     wanted: EventSet,
 }
 
-impl FromStr for MacAddress {
-    type Err = NetError;
-
-    fn from_str(text: &str) -> Result<Self, NetError> {
-        let bad = || NetError::BadMac(text.to_owned());
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
-            if !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-                return Err(bad());
-            }
-            *byte = u8::from_str_radix(part, 16).map_err(|_not_hexadecimal| bad())?;
-        }
-        match parts.next() {
-            Some(_) => Err(bad()),
-            None if bytes[0] & 1 != 0 => Err(NetError::GroupMac(text.to_owned())),
-            None => Ok(Self(bytes)),
-        }
-    }
-}
-
 impl Net {
     /// A card on a tap that was opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
-    pub(crate) fn new(mac: MacAddress, tap: OwnedFd) -> Result<Self, NetError> {
+    pub(crate) fn new(mac: [u8; 6], tap: OwnedFd) -> Result<Self, NetError> {
         Ok(Self::with_tap(mac, Tap::new(tap).map_err(NetError::Tap)?))
     }
 
-    pub(super) fn with_tap(mac: MacAddress, tap: Tap) -> Self {
+    pub(super) fn with_tap(mac: [u8; 6], tap: Tap) -> Self {
         Self {
             mac,
             tap,
@@ -283,7 +252,7 @@ impl VirtioDevice for Net {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         // 5.1.4: mac, status; the rest belongs to features that are not offered.
         let [s0, s1, ..] = VIRTIO_NET_S_LINK_UP.to_le_bytes();
-        let [m0, m1, m2, m3, m4, m5] = self.mac.0;
+        let [m0, m1, m2, m3, m4, m5] = self.mac;
         config_space::read(&[m0, m1, m2, m3, m4, m5, s0, s1], offset, data);
     }
 

@@ -18,4 +18,4 @@ mod tx;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use device::{MacAddress, Net, NetError};
+pub(crate) use device::{Net, NetError};

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use nix::time::{ClockId, clock_gettime};
 use tracing::{debug, error};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
@@ -185,7 +184,7 @@ impl Active {
             match packet::parse(Buffers::collect(&self.memory, chain)) {
                 Ok((header, payload)) => {
                     if header.operation == Operation::Request {
-                        first_connection.get_or_init(monotonic_now);
+                        first_connection.get_or_init(crate::clock::monotonic_ns);
                     }
                     muxer.receive(&header, &payload);
                 }
@@ -246,16 +245,6 @@ fn next_chain<'m>(
         }
         queue.disable_notification(memory)?;
     }
-}
-
-fn monotonic_now() -> u64 {
-    // CLOCK_MONOTONIC is always there (clock_gettime(2)) and starts at 0.
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
-        let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
-        seconds
-            .saturating_mul(1_000_000_000)
-            .saturating_add(u64::try_from(time.tv_nsec()).unwrap_or(0))
-    })
 }
 
 impl MutEventSubscriber for Vsock {
