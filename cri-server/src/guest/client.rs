@@ -417,6 +417,3 @@ fn gone_is_fine<T>(result: Result<T, GuestError>) -> Result<(), GuestError> {
         _ => Ok(()),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -121,11 +121,17 @@ impl GuestError {
     }
 
     fn refused(operation: &'static str, error: &AgentError) -> Self {
+        let errno = (1..=MAX_ERRNO).contains(&error.errno).then_some(error.errno);
+        let mut message = text::one_line(&error.message, MAX_MESSAGE);
+        // The agent sends the cause as a number only.
+        if let Some(errno) = errno {
+            message = format!("{message}: {}", std::io::Error::from_raw_os_error(errno));
+        }
         Self::Refused {
             operation,
             code: error.code(),
-            message: text::one_line(&error.message, MAX_MESSAGE),
-            errno: (1..=MAX_ERRNO).contains(&error.errno).then_some(error.errno),
+            message,
+            errno,
         }
     }
 }
@@ -148,7 +154,10 @@ mod tests {
     #[test]
     fn an_agents_reason_is_typed_and_its_text_harmless() {
         let error = refusal(ErrorCode::Exec.into(), libc::ENOENT);
-        assert_eq!(error.to_string(), "start container: no [2J luck");
+        assert_eq!(
+            error.to_string(),
+            "start container: no [2J luck: No such file or directory (os error 2)"
+        );
         assert_eq!(
             (error.code(), error.exec_exit_code()),
             (Some(ErrorCode::Exec), Some(127))

@@ -8,6 +8,8 @@ mod answer;
 mod client;
 mod connect;
 mod error;
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
 mod ready;
 pub(crate) mod text;
 
