@@ -1,1 +1,3 @@
-//! CRI containers: state, and the translation of their configuration for the agent.
+//! Containers: what CRI asks for (`spec`), and what they are at each moment.
+
+pub(crate) mod spec;
