@@ -29,7 +29,7 @@ use crate::kvm::{self, KvmError, Vm};
 use crate::machine::{AttachError, AttachedDevice, Life, Machine, Milestones, attach};
 use crate::memory::layout::RamLayout;
 use crate::memory::{self, MemoryError};
-use crate::pci::bus::{BusFull, PciBus};
+use crate::pci::bus::{ADDRESS_PORTS, BusFull, FIRST_PORT as ADDRESS_PORT, PciBus};
 use crate::pci::host_bridge::HostBridge;
 use crate::pci::transport::{Services, SharedDevice};
 use crate::vcpu::{ExitCounters, VcpuContext, VcpuThreads};
@@ -93,6 +93,9 @@ pub(crate) fn boot(plan: Plan, process_started: u64) -> Result<Machine, BootErro
     let (mailbox, mail, bell) = Mailbox::new().map_err(BootError::host("create the mailbox"))?;
     let ring = Arc::new(Mutex::new(ConsoleRing::new(plan.console_bytes)));
     let bus = build_bus(&vm, &ring, &mailbox)?;
+    if let Some(first) = vcpus.first() {
+        bus.collect_address_writes(vm.coalesce_writes(ADDRESS_PORT, ADDRESS_PORTS, first));
+    }
     let services = Services {
         memory: vm.memory().clone(),
         messages: Arc::<Vm>::clone(&vm),
