@@ -15,7 +15,9 @@ const WAIT: &str = "echo READY; while true; do sleep 1000; done";
 
 #[test]
 fn a_guest_boots_and_its_reset_ends_the_machine() {
-    let Some(artifacts) = Artifacts::find() else { return };
+    let Some(artifacts) = Artifacts::find() else {
+        return;
+    };
     let guest = Guest::boot(&artifacts, "echo HELLO FROM $(uname -r); reboot -f");
     let (reason, console, log) = guest.end();
     assert_eq!(reason, ExitReason::Ended, "{log}{console}");
@@ -25,16 +27,23 @@ fn a_guest_boots_and_its_reset_ends_the_machine() {
 
 #[test]
 fn a_panic_is_not_a_reset() {
-    let Some(artifacts) = Artifacts::find() else { return };
+    let Some(artifacts) = Artifacts::find() else {
+        return;
+    };
     let guest = Guest::boot(&artifacts, "echo DYING; exit 1");
     let (reason, console, log) = guest.end();
     assert_eq!(reason, ExitReason::GuestPanic, "{log}{console}");
-    assert!(console.contains("Kernel panic - not syncing: Attempted to kill init"), "{console}");
+    assert!(
+        console.contains("Kernel panic - not syncing: Attempted to kill init"),
+        "{console}"
+    );
 }
 
 #[test]
 fn stop_and_sigterm_end_the_machine_at_once() {
-    let Some(artifacts) = Artifacts::find() else { return };
+    let Some(artifacts) = Artifacts::find() else {
+        return;
+    };
     let mut guest = Guest::boot(&artifacts, WAIT);
     guest.wait_for("READY");
     assert_eq!(guest.ask(&Request::Stop {}), Response::Done {});
@@ -50,10 +59,14 @@ fn stop_and_sigterm_end_the_machine_at_once() {
 
 #[test]
 fn the_other_processors_come_online_later() {
-    let Some(artifacts) = Artifacts::find() else { return };
+    let Some(artifacts) = Artifacts::find() else {
+        return;
+    };
     let script = "nproc; echo 1 > /sys/devices/system/cpu/cpu2/online; \
                   echo ONLINE $(cat /sys/devices/system/cpu/online) PRESENT $(cat /sys/devices/system/cpu/present); reboot -f";
-    let guest = Guest::boot_with(&artifacts, script, |config| config.vcpus = Vcpus { boot: 2, max: 4 });
+    let guest = Guest::boot_with(&artifacts, script, |config| {
+        config.vcpus = Vcpus { boot: 2, max: 4 }
+    });
     let (reason, console, log) = guest.end();
     assert_eq!(reason, ExitReason::Ended, "{log}");
     assert!(console.contains("ONLINE 0-2 PRESENT 0-3"), "{console}");
@@ -61,7 +74,9 @@ fn the_other_processors_come_online_later() {
 
 #[test]
 fn memory_above_four_gib_is_there() {
-    let Some(artifacts) = Artifacts::find() else { return };
+    let Some(artifacts) = Artifacts::find() else {
+        return;
+    };
     let script = "echo TOTAL $(grep MemTotal /proc/meminfo); grep RAM /proc/iomem; reboot -f";
     let guest = Guest::boot_with(&artifacts, script, |config| config.memory_mib = 5 << 10);
     let (reason, console, log) = guest.end();
@@ -71,20 +86,34 @@ fn memory_above_four_gib_is_there() {
 
 #[test]
 fn the_daemon_learns_where_the_machine_is() {
-    let Some(artifacts) = Artifacts::find() else { return };
+    let Some(artifacts) = Artifacts::find() else {
+        return;
+    };
     let mut guest = Guest::boot(&artifacts, WAIT);
     guest.wait_for("READY");
-    let Response::Description(description) = guest.ask(&Request::Describe {}) else { panic!("no description") };
-    assert_eq!((description.id.as_str(), description.pid), ("boot-test", guest.pid()));
+    let Response::Description(description) = guest.ask(&Request::Describe {}) else {
+        panic!("no description")
+    };
+    assert_eq!(
+        (description.id.as_str(), description.pid),
+        ("boot-test", guest.pid())
+    );
     assert!(description.timeline.kernel_entered_ns > Some(description.timeline.process_started_ns));
-    let Response::Stats(stats) = guest.ask(&Request::Stats {}) else { panic!("no counters") };
-    assert!(stats.exits["port_read"] > 10 && stats.exits["memory_write"] > 10, "{stats:?}");
+    let Response::Stats(stats) = guest.ask(&Request::Stats {}) else {
+        panic!("no counters")
+    };
+    assert!(
+        stats.exits["port_read"] > 10 && stats.exits["memory_write"] > 10,
+        "{stats:?}"
+    );
     println!("exits until user space: {:?}", stats.exits);
 }
 
 #[test]
 fn a_client_that_misbehaves_harms_nobody() {
-    let Some(artifacts) = Artifacts::find() else { return };
+    let Some(artifacts) = Artifacts::find() else {
+        return;
+    };
     let mut guest = Guest::boot(&artifacts, WAIT);
     let talk = |guest: &Guest, bytes: &[u8]| {
         let mut stream = guest.connect();
@@ -97,10 +126,20 @@ fn a_client_that_misbehaves_harms_nobody() {
     };
     assert!(talk(&guest, b"nonsense\n").contains("not a request"));
     assert!(talk(&guest, b"{\"op\":\"fly\"}\n").contains("fly"));
-    assert!(talk(&guest, b"{\"op\":\"stats\"}\n{\"op\":\"describe\"}\n").matches("result").count() == 2);
+    assert!(
+        talk(&guest, b"{\"op\":\"stats\"}\n{\"op\":\"describe\"}\n")
+            .matches("result")
+            .count()
+            == 2
+    );
     talk(&guest, &vec![b'x'; 1 << 20]);
     let crowd: Vec<_> = (0..20).map(|_| guest.connect()).collect();
     drop(crowd);
     guest.wait_for("READY");
-    assert!(matches!(guest.ask(&Request::RemoveDevice { id: "none".to_owned() }), Response::Error { .. }));
+    assert!(matches!(
+        guest.ask(&Request::RemoveDevice {
+            id: "none".to_owned()
+        }),
+        Response::Error { .. }
+    ));
 }

@@ -261,7 +261,13 @@ fn own_devices(
 
 fn own_device(bus: &Bus, services: &Services, device: SharedDevice) -> Result<AttachedDevice, AttachError> {
     let slot = attach(bus, services, &device)?;
-    Ok(AttachedDevice { id: None, slot, device, subscription: None, region: None })
+    Ok(AttachedDevice {
+        id: None,
+        slot,
+        device,
+        subscription: None,
+        region: None,
+    })
 }
 
 fn configured_device(

@@ -24,7 +24,21 @@ fn append(archive: &mut Vec<u8>, name: &str, mode: u32, contents: &[u8]) {
     let inode = archive.len() as u32;
     let name_length = name.len() as u32 + 1;
     // Inode, mode, uid, gid, links, time, size, device and rdevice numbers, length of the name, checksum.
-    let fields = [inode, mode, 0, 0, 1, 0, contents.len() as u32, 0, 0, 0, 0, name_length, 0];
+    let fields = [
+        inode,
+        mode,
+        0,
+        0,
+        1,
+        0,
+        contents.len() as u32,
+        0,
+        0,
+        0,
+        0,
+        name_length,
+        0,
+    ];
     for field in fields {
         archive.extend(format!("{field:08x}").bytes());
     }

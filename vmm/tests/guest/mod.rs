@@ -41,7 +41,10 @@ impl Artifacts {
             }
         };
         let required = env::var("CLEARPOD_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|need| need == "kvm"), "CLEARPOD_REQUIRE asks for kvm, but {missing}");
+        assert!(
+            !required.split(',').any(|need| need == "kvm"),
+            "CLEARPOD_REQUIRE asks for kvm, but {missing}"
+        );
         eprintln!("SKIPPED, needs KVM that runs a stock kernel: {missing}");
         None
     }
@@ -61,10 +64,18 @@ impl Guest {
     }
 
     /// Likewise, after a change of the configuration.
-    pub(crate) fn boot_with(artifacts: &Artifacts, script: &str, change: impl FnOnce(&mut MachineConfig)) -> Self {
+    pub(crate) fn boot_with(
+        artifacts: &Artifacts,
+        script: &str,
+        change: impl FnOnce(&mut MachineConfig),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let busybox = fs::read(&artifacts.busybox).unwrap();
-        fs::write(directory.path().join("initramfs"), cpio::with_init(&busybox, script)).unwrap();
+        fs::write(
+            directory.path().join("initramfs"),
+            cpio::with_init(&busybox, script),
+        )
+        .unwrap();
         let mut config = MachineConfig {
             version: CONFIG_VERSION,
             id: "boot-test".to_owned(),
@@ -74,20 +85,32 @@ impl Guest {
             vcpus: Vcpus { boot: 1, max: 1 },
             memory_mib: 128,
             control: "control".into(),
-            console: Console { ring_bytes: 1 << 16, dump: Some("console".into()) },
+            console: Console {
+                ring_bytes: 1 << 16,
+                dump: Some("console".into()),
+            },
             vsock: None,
             devices: Vec::new(),
         };
         change(&mut config);
-        fs::write(directory.path().join("config"), serde_json::to_vec(&config).unwrap()).unwrap();
-        let program = env::var_os("CLEARPOD_VMM").unwrap_or_else(|| env!("CARGO_BIN_EXE_clearpod-vmm").into());
+        fs::write(
+            directory.path().join("config"),
+            serde_json::to_vec(&config).unwrap(),
+        )
+        .unwrap();
+        let program =
+            env::var_os("CLEARPOD_VMM").unwrap_or_else(|| env!("CARGO_BIN_EXE_clearpod-vmm").into());
         let vmm = Command::new(program)
             .args(["--config", "config"])
             .current_dir(directory.path())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        Self { directory, vmm, control: None }
+        Self {
+            directory,
+            vmm,
+            control: None,
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -149,7 +172,10 @@ impl Guest {
             if console.contains(text) {
                 return console;
             }
-            assert!(start.elapsed() < PATIENCE, "no {text:?} on the console:\n{console}");
+            assert!(
+                start.elapsed() < PATIENCE,
+                "no {text:?} on the console:\n{console}"
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -44,7 +44,10 @@ impl<'m> Buffers<'m> {
     where
         M: std::ops::Deref<Target = GuestMemory>,
     {
-        let mut buffers = Self { readable: Segments::default(), writable: Segments::default() };
+        let mut buffers = Self {
+            readable: Segments::default(),
+            writable: Segments::default(),
+        };
         let mut complete = false;
         for descriptor in chain {
             complete = !descriptor.has_next();
@@ -70,7 +73,11 @@ impl<'m> Buffers<'m> {
                 return Err(BufferError::TooManySegments);
             }
         }
-        if complete { Ok(buffers) } else { Err(BufferError::Broken) }
+        if complete {
+            Ok(buffers)
+        } else {
+            Err(BufferError::Broken)
+        }
     }
 }
 
@@ -105,7 +112,9 @@ impl<'m> Segments<'m> {
         let mut taken = Segments::default();
         while let Some(slice) = self.slices.get_mut(self.first) {
             let wanted = (count - taken.length).min(slice.len());
-            let (Ok(front), Ok(rest)) = (slice.subslice(0, wanted), slice.offset(wanted)) else { break };
+            let (Ok(front), Ok(rest)) = (slice.subslice(0, wanted), slice.offset(wanted)) else {
+                break;
+            };
             if wanted > 0 {
                 taken.push(front);
                 self.length -= wanted;
@@ -155,7 +164,6 @@ impl<'m> Segments<'m> {
         done
     }
 }
-
 
 #[cfg(test)]
 mod tests;

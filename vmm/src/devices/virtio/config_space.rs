@@ -2,7 +2,12 @@
 
 /// Copies what `config` has at `offset`; bytes beyond its end stay as they are.
 pub(crate) fn read(config: &[u8], offset: u64, data: &mut [u8]) {
-    let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) else { return };
+    let Some(rest) = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..))
+    else {
+        return;
+    };
     for (target, source) in data.iter_mut().zip(rest) {
         *target = *source;
     }

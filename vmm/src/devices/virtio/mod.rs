@@ -3,9 +3,13 @@
 //! The transport (`pci::transport`) owns the driver-facing registers, validates the queues and decides when a device
 //! lives; a device owns what happens to buffers. A device knows neither PCI nor KVM.
 
+pub(crate) mod block;
 pub(crate) mod buffers;
 pub(crate) mod config_space;
 pub(crate) mod console;
+mod gather;
+pub(crate) mod net;
+pub(crate) mod pmem;
 pub(crate) mod rng;
 pub(crate) mod single_queue;
 mod sys;

@@ -2,7 +2,10 @@
 //!
 //! Guest memory is shared with running vCPUs, so no `&[u8]` may point into it and the slices of std and nix are out: these
 //! calls hand raw addresses to the kernel. Nothing else of the devices needs `unsafe`.
-#![expect(unsafe_code, reason = "readv, writev and their kin with addresses of guest memory; tun's ioctls")]
+#![expect(
+    unsafe_code,
+    reason = "readv, writev and their kin with addresses of guest memory; tun's ioctls"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -56,14 +59,22 @@ pub(crate) fn send_vectored(fd: BorrowedFd<'_>, slices: &[Slice<'_>]) -> io::Res
 pub(crate) fn tun_set_offload(tap: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
     // SAFETY: this request takes its argument by value and touches no memory of ours.
     let result = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// TUNSETVNETHDRSZ: the length of the header before each frame.
 pub(crate) fn tun_set_header_length(tap: BorrowedFd<'_>, length: i32) -> io::Result<()> {
     // SAFETY: this request reads one int from the address, which is that of a live local variable.
     let result = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const length) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 // linux/if_tun.h: _IOW('T', 208, unsigned int) and _IOW('T', 216, int).
@@ -78,11 +89,17 @@ impl Vectors {
     fn new(prefix: &[u8], slices: &[Slice<'_>]) -> Self {
         let mut vectors = Vec::with_capacity(slices.len() + 1);
         if !prefix.is_empty() {
-            vectors.push(iovec { iov_base: prefix.as_ptr().cast_mut().cast(), iov_len: prefix.len() });
+            vectors.push(iovec {
+                iov_base: prefix.as_ptr().cast_mut().cast(),
+                iov_len: prefix.len(),
+            });
         }
         // The kernel refuses more than IOV_MAX; what is left out makes the call short, which every caller handles.
         for slice in slices.iter().take(MAX_SEGMENTS - vectors.len()) {
-            vectors.push(iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
+            vectors.push(iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            });
         }
         Self(vectors)
     }

@@ -73,7 +73,14 @@ pub(crate) fn activation(memory: &GuestMemory, queues: &[&DriverQueue], features
 impl DriverQueue {
     /// Rings at `base`: descriptors, then 0x1000 further the available ring, then the used ring.
     pub(crate) fn new(memory: &GuestMemory, base: u64, size: u16) -> Self {
-        Self { memory: memory.clone(), base, size, next_descriptor: 0, available: 0, used_seen: 0 }
+        Self {
+            memory: memory.clone(),
+            base,
+            size,
+            next_descriptor: 0,
+            available: 0,
+            used_seen: 0,
+        }
     }
 
     /// The device's view.
@@ -95,7 +102,15 @@ impl DriverQueue {
             self.next_descriptor = (index + 1) % self.size;
             let more = if at + 1 < chain.len() { NEXT } else { 0 };
             let next = self.next_descriptor;
-            self.store(index, Descriptor { address: *address, length: *length, flags: flags | more, next });
+            self.store(
+                index,
+                Descriptor {
+                    address: *address,
+                    length: *length,
+                    flags: flags | more,
+                    next,
+                },
+            );
         }
         self.offer(head);
         head
@@ -118,7 +133,10 @@ impl DriverQueue {
     /// Makes the chain at `head` available.
     pub(crate) fn offer(&mut self, head: u16) {
         let ring = self.base + 0x1000;
-        self.write(ring + 4 + 2 * u64::from(self.available % self.size), &head.to_le_bytes());
+        self.write(
+            ring + 4 + 2 * u64::from(self.available % self.size),
+            &head.to_le_bytes(),
+        );
         self.available = self.available.wrapping_add(1);
         self.write(ring + 2, &self.available.to_le_bytes());
     }
@@ -145,6 +163,8 @@ impl DriverQueue {
     }
 
     fn write(&self, address: u64, bytes: &[u8]) {
-        self.memory.write_slice(bytes, GuestAddress(address)).expect("ring memory");
+        self.memory
+            .write_slice(bytes, GuestAddress(address))
+            .expect("ring memory");
     }
 }

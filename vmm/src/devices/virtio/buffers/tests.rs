@@ -22,7 +22,12 @@ fn collect_stored(descriptors: &[(u16, Descriptor)]) -> Result<(usize, usize), B
 }
 
 fn descriptor(address: u64, length: u32, flags: u16, next: u16) -> Descriptor {
-    Descriptor { address, length, flags, next }
+    Descriptor {
+        address,
+        length,
+        flags,
+        next,
+    }
 }
 
 #[test]
@@ -38,13 +43,19 @@ fn a_chain_is_two_streams() {
 
 #[test]
 fn a_loop_is_refused() {
-    let chain = [(0, descriptor(0x8000, 10, NEXT, 1)), (1, descriptor(0x8000, 10, NEXT, 0))];
+    let chain = [
+        (0, descriptor(0x8000, 10, NEXT, 1)),
+        (1, descriptor(0x8000, 10, NEXT, 0)),
+    ];
     assert_eq!(collect_stored(&chain), Err(BufferError::Broken));
 }
 
 #[test]
 fn a_next_outside_of_the_table_is_refused() {
-    assert_eq!(collect_stored(&[(0, descriptor(0x8000, 10, NEXT, 16))]), Err(BufferError::Broken));
+    assert_eq!(
+        collect_stored(&[(0, descriptor(0x8000, 10, NEXT, 16))]),
+        Err(BufferError::Broken)
+    );
 }
 
 #[test]
@@ -57,13 +68,19 @@ fn a_buffer_outside_of_memory_is_refused() {
 
 #[test]
 fn a_chain_of_more_than_4_gib_is_refused() {
-    let chain = [(0, descriptor(0x8000, 10, NEXT, 1)), (1, descriptor(0x8000, u32::MAX, 0, 0))];
+    let chain = [
+        (0, descriptor(0x8000, 10, NEXT, 1)),
+        (1, descriptor(0x8000, u32::MAX, 0, 0)),
+    ];
     assert_eq!(collect_stored(&chain), Err(BufferError::Broken));
 }
 
 #[test]
 fn readable_behind_writable_is_refused() {
-    let chain = [(0, descriptor(0x8000, 10, NEXT | WRITE, 1)), (1, descriptor(0x9000, 10, 0, 0))];
+    let chain = [
+        (0, descriptor(0x8000, 10, NEXT | WRITE, 1)),
+        (1, descriptor(0x9000, 10, 0, 0)),
+    ];
     assert_eq!(collect_stored(&chain), Err(BufferError::WrongOrder));
 }
 
@@ -82,7 +99,10 @@ fn an_indirect_table_longer_than_the_limit_is_refused() {
     driver.offer(0);
     let mut queue = driver.device_queue();
     let chain = queue.iter(&memory).unwrap().next().unwrap();
-    assert_eq!(Buffers::collect(&memory, chain).unwrap_err(), BufferError::TooManySegments);
+    assert_eq!(
+        Buffers::collect(&memory, chain).unwrap_err(),
+        BufferError::TooManySegments
+    );
 }
 
 proptest! {

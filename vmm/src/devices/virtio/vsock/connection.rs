@@ -208,7 +208,10 @@ impl Connection {
             (Stage::Closing, Operation::Data | Operation::CreditRequest)
             | (Stage::Open(_) | Stage::Closing, Operation::CreditUpdate) => {}
             (Stage::Dialling | Stage::Requested(_), _)
-            | (Stage::Open(_) | Stage::Closing, Operation::Request | Operation::Response | Operation::Unknown(_)) => {
+            | (
+                Stage::Open(_) | Stage::Closing,
+                Operation::Request | Operation::Response | Operation::Unknown(_),
+            ) => {
                 debug!(ports = ?self.ports, operation = ?header.operation, "vsock: packet out of order");
                 self.reset();
             }
@@ -243,7 +246,9 @@ impl Connection {
                 let allowed = self.credit.available() > 0 || self.outbox.credit_request == Asked::No;
                 (readable && allowed) || self.credit.update_due()
             }
-            Stage::Dialling | Stage::Requested(_) | Stage::Closing | Stage::Draining(_) | Stage::Gone => false,
+            Stage::Dialling | Stage::Requested(_) | Stage::Closing | Stage::Draining(_) | Stage::Gone => {
+                false
+            }
         }
     }
 
@@ -269,7 +274,13 @@ impl Connection {
     pub(super) fn expire(&mut self) {
         debug!(ports = ?self.ports, stage = self.stage.name(), "vsock: timed out");
         match self.stage {
-            Stage::Draining(_) => self.stage = if self.outbox.reset { Stage::Reset } else { Stage::Gone },
+            Stage::Draining(_) => {
+                self.stage = if self.outbox.reset {
+                    Stage::Reset
+                } else {
+                    Stage::Gone
+                }
+            }
             Stage::Dialling | Stage::Requested(_) | Stage::Closing | Stage::Open(_) => self.reset(),
             Stage::Reset | Stage::Gone => {}
         }
@@ -298,11 +309,15 @@ impl Connection {
     }
 
     fn emit_data<'m>(&mut self, room: &mut impl PayloadRoom<'m>) -> Option<Emission> {
-        let Stage::Open(stream) = &mut self.stage else { return None };
+        let Stage::Open(stream) = &mut self.stage else {
+            return None;
+        };
         if !stream.readable || stream.from_host == FromHost::Ended {
             return None;
         }
-        let limit = usize::try_from(self.credit.available()).unwrap_or(0).min(TURN_BYTES);
+        let limit = usize::try_from(self.credit.available())
+            .unwrap_or(0)
+            .min(TURN_BYTES);
         if limit == 0 {
             let asked = std::mem::replace(&mut self.outbox.credit_request, Asked::Yes);
             return (asked == Asked::No).then(|| self.packet(Operation::CreditRequest, 0, 0));
@@ -322,7 +337,8 @@ impl Connection {
             Err(error) => {
                 debug!(ports = ?self.ports, %error, "vsock: reading the host's socket failed");
                 self.reset();
-                self.next_control().map(|(operation, flags)| self.packet(operation, flags, 0))
+                self.next_control()
+                    .map(|(operation, flags)| self.packet(operation, flags, 0))
             }
         }
     }
@@ -341,7 +357,9 @@ impl Connection {
     }
 
     fn guest_accepted(&mut self) {
-        let Stage::Requested(socket) = std::mem::replace(&mut self.stage, Stage::Gone) else { return };
+        let Stage::Requested(socket) = std::mem::replace(&mut self.stage, Stage::Gone) else {
+            return;
+        };
         let answer = format!("OK {}\n", self.ports.host);
         let sent = sendmsg::<UnixAddr>(
             socket.as_raw_fd(),
@@ -360,7 +378,9 @@ impl Connection {
     }
 
     fn guest_data(&mut self, payload: &Segments<'_>) {
-        let Stage::Open(stream) = &mut self.stage else { return };
+        let Stage::Open(stream) = &mut self.stage else {
+            return;
+        };
         // A chain is at most 4 GiB long and the header told the length as u32.
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         if let Err(overrun) = self.credit.receive(length) {
@@ -379,7 +399,9 @@ impl Connection {
 
     fn guest_shut_down(&mut self, flags: u32) {
         self.guest_shutdown |= flags & SHUTDOWN_BOTH;
-        let Stage::Open(stream) = &mut self.stage else { return };
+        let Stage::Open(stream) = &mut self.stage else {
+            return;
+        };
         if self.guest_shutdown & SHUTDOWN_RECEIVE != 0 && stream.from_host == FromHost::Flowing {
             stream.from_host = FromHost::Ended;
             stream.shut_down(Shutdown::Read);
@@ -417,13 +439,17 @@ impl Connection {
 
     /// Writes the backlog as far as the socket takes it, and draws the consequences.
     fn flush(&mut self) {
-        let (Stage::Open(stream) | Stage::Draining(stream)) = &mut self.stage else { return };
+        let (Stage::Open(stream) | Stage::Draining(stream)) = &mut self.stage else {
+            return;
+        };
         let (written, result) = stream.flush();
         self.credit.forward(written);
         if let Err(error) = result {
             self.host_is_deaf(&error);
         }
-        let (Stage::Open(stream) | Stage::Draining(stream)) = &mut self.stage else { return };
+        let (Stage::Open(stream) | Stage::Draining(stream)) = &mut self.stage else {
+            return;
+        };
         if stream.to_host == ToHost::Finishing && stream.backlog.is_empty() {
             stream.to_host = ToHost::Ended;
             stream.shut_down(Shutdown::Write);
@@ -433,11 +459,14 @@ impl Connection {
 
     /// Nobody reads the socket any more: the backlog is dropped, the guest is told.
     fn host_is_deaf(&mut self, error: &io::Error) {
-        let (Stage::Open(stream) | Stage::Draining(stream)) = &mut self.stage else { return };
+        let (Stage::Open(stream) | Stage::Draining(stream)) = &mut self.stage else {
+            return;
+        };
         debug!(ports = ?self.ports, %error, "vsock: the host does not read");
         stream.to_host = ToHost::Ended;
         // As if it had been passed on, so that the guest's window stays open until it has seen the SHUTDOWN.
-        self.credit.forward(u32::try_from(stream.backlog.len()).unwrap_or(u32::MAX));
+        self.credit
+            .forward(u32::try_from(stream.backlog.len()).unwrap_or(u32::MAX));
         stream.backlog = VecDeque::new();
         self.outbox.shutdown |= SHUTDOWN_RECEIVE;
         self.close_if_over();
@@ -457,7 +486,11 @@ impl Connection {
                 }
             }
             Stage::Draining(stream) if stream.to_host == ToHost::Ended => {
-                self.stage = if self.outbox.reset { Stage::Reset } else { Stage::Gone };
+                self.stage = if self.outbox.reset {
+                    Stage::Reset
+                } else {
+                    Stage::Gone
+                };
                 self.outbox = Outbox::default();
                 self.deadline = None;
             }
@@ -530,7 +563,9 @@ impl Stream {
     /// Copies `payload` from byte `skip` on behind the backlog. Credit bounds how much that can be.
     fn keep(&mut self, payload: &Segments<'_>, mut skip: usize) {
         for slice in payload.slices() {
-            let Ok(rest) = slice.offset(skip.min(slice.len())) else { return };
+            let Ok(rest) = slice.offset(skip.min(slice.len())) else {
+                return;
+            };
             skip -= skip.min(slice.len());
             let mut piece = vec![0; rest.len()];
             let copied = rest.copy_to(&mut piece);
@@ -544,7 +579,13 @@ impl Stream {
         while self.writable && !self.backlog.is_empty() {
             let (front, back) = self.backlog.as_slices();
             let pieces = [IoSlice::new(front), IoSlice::new(back)];
-            match sendmsg::<UnixAddr>(self.socket.as_raw_fd(), &pieces, &[], MsgFlags::MSG_NOSIGNAL, None) {
+            match sendmsg::<UnixAddr>(
+                self.socket.as_raw_fd(),
+                &pieces,
+                &[],
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            ) {
                 Ok(count) => {
                     self.backlog.drain(..count.min(self.backlog.len()));
                     // The backlog is no longer than the window, which is a u32.

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use nix::time::{ClockId, clock_gettime};
 use tracing::{debug, error};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
@@ -16,7 +15,9 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
 use super::super::buffers::Buffers;
-use super::super::{ActivateError, ActiveQueue, Activation, GuestMemory, Interrupt, VirtioDevice, config_space};
+use super::super::{
+    ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt, VirtioDevice, config_space,
+};
 use super::muxer::{Muxer, path_fits};
 use super::packet::{self, Operation};
 use super::rings::RxWindow;
@@ -98,14 +99,23 @@ impl Vsock {
         if !path_fits(socket) {
             return Err(VsockError::PathTooLong(socket.to_owned()));
         }
-        let muxer = Muxer::bind(u64::from(guest_cid), socket)
-            .map_err(|source| VsockError::Listen { path: socket.to_owned(), source })?;
-        Ok(Self { guest_cid, muxer, state: State::Offered, first_connection })
+        let muxer = Muxer::bind(u64::from(guest_cid), socket).map_err(|source| VsockError::Listen {
+            path: socket.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            guest_cid,
+            muxer,
+            state: State::Offered,
+            first_connection,
+        })
     }
 
     /// Moves packets until both sides have nothing more or the budget is spent.
     pub(super) fn pass(&mut self) {
-        let State::Active(active) = &mut self.state else { return };
+        let State::Active(active) = &mut self.state else {
+            return;
+        };
         match active.pass(&mut self.muxer, &self.first_connection) {
             Ok(Progress::BudgetSpent) => {
                 if let Err(error) = active.tx.notify.write(1) {
@@ -174,7 +184,7 @@ impl Active {
             match packet::parse(Buffers::collect(&self.memory, chain)) {
                 Ok((header, payload)) => {
                     if header.operation == Operation::Request {
-                        first_connection.get_or_init(monotonic_now);
+                        first_connection.get_or_init(crate::clock::monotonic_ns);
                     }
                     muxer.receive(&header, &payload);
                 }
@@ -193,7 +203,7 @@ impl Active {
     fn give_packets(&mut self, muxer: &mut Muxer) -> Result<Progress, virtio_queue::Error> {
         let queue = &mut self.rx.queue;
         let mut turns = 0;
-        let mut used = false;
+        let mut interrupt = false;
         let progress = loop {
             let mut window = RxWindow::new(&self.memory, queue);
             let mut starved = false;
@@ -204,7 +214,7 @@ impl Active {
                 }
                 turns += 1;
             }
-            used |= window.close();
+            interrupt |= window.finish()?;
             if turns >= PASS_BUDGET {
                 break Progress::BudgetSpent;
             }
@@ -213,7 +223,7 @@ impl Active {
                 break Progress::Done;
             }
         };
-        if used && queue.needs_notification(&self.memory)? {
+        if interrupt {
             self.interrupt.signal_queue(RX);
         }
         Ok(progress)
@@ -237,17 +247,11 @@ fn next_chain<'m>(
     }
 }
 
-fn monotonic_now() -> u64 {
-    // CLOCK_MONOTONIC is always there (clock_gettime(2)) and starts at 0.
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
-        let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
-        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec()).unwrap_or(0))
-    })
-}
-
 impl MutEventSubscriber for Vsock {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        let State::Active(active) = &self.state else { return };
+        let State::Active(active) = &self.state else {
+            return;
+        };
         let events = [
             Events::with_data(&active.rx.notify, RX_NOTIFY, EventSet::IN),
             Events::with_data(&active.tx.notify, TX_NOTIFY, EventSet::IN),
@@ -304,7 +308,12 @@ impl VirtioDevice for Vsock {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation { memory, queues, interrupt, features: _ } = activation;
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            features: _,
+        } = activation;
         let mut queues = queues.into_iter();
         let (Some(rx), Some(tx)) = (queues.next(), queues.next()) else {
             return Err(ActivateError::Driver("vsock needs its rx and tx queues"));
@@ -312,7 +321,12 @@ impl VirtioDevice for Vsock {
         if !rx.queue.ready() || !tx.queue.ready() {
             return Err(ActivateError::Driver("vsock needs its rx and tx queues"));
         }
-        self.state = State::Active(Active { memory, rx, tx, interrupt });
+        self.state = State::Active(Active {
+            memory,
+            rx,
+            tx,
+            interrupt,
+        });
         self.muxer.start();
         Ok(())
     }

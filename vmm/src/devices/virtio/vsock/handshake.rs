@@ -42,7 +42,11 @@ pub(super) fn read_greeting(socket: &UnixStream) -> io::Result<Greeting> {
 /// The greeting in `bytes`, and how long its line is.
 pub(super) fn parse_line(bytes: &[u8]) -> (Greeting, usize) {
     let Some(end) = bytes.iter().take(MAX_LINE).position(|byte| *byte == b'\n') else {
-        let greeting = if bytes.len() < MAX_LINE { Greeting::Incomplete } else { Greeting::Refused };
+        let greeting = if bytes.len() < MAX_LINE {
+            Greeting::Incomplete
+        } else {
+            Greeting::Refused
+        };
         return (greeting, 0);
     };
     let port = std::str::from_utf8(&bytes[..end])

@@ -33,10 +33,6 @@ mod muxer;
 mod packet;
 mod rings;
 
-#[cfg(feature = "fuzzing")]
-pub(crate) mod fuzzing;
-
-
 #[cfg(test)]
 mod tests;
 

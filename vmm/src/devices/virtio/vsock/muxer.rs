@@ -84,7 +84,12 @@ impl Muxer {
         listener.set_nonblocking(true)?;
         let epoll = Epoll::new()?;
         let timer = TimerFd::new().map_err(io::Error::from)?;
-        watch(&epoll, listener.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER)?;
+        watch(
+            &epoll,
+            listener.as_raw_fd(),
+            EventSet::IN | EventSet::EDGE_TRIGGERED,
+            LISTENER,
+        )?;
         watch(&epoll, timer.as_raw_fd(), EventSet::IN, TIMER)?;
         Ok(Self {
             guest_cid,
@@ -183,7 +188,9 @@ impl Muxer {
             return Some(Emission { header, payload: 0 });
         }
         while let Some(token) = self.turns.pop_front() {
-            let Some(entry) = self.connections.get_mut(&token) else { continue };
+            let Some(entry) = self.connections.get_mut(&token) else {
+                continue;
+            };
             entry.in_row = false;
             let emission = entry.connection.emit(room);
             self.settle(token);
@@ -224,7 +231,9 @@ impl Muxer {
 
     /// Connects a dialling connection to the host's listener, or leaves it for later, or gives it up.
     fn dial(&mut self, token: u64) {
-        let Some(entry) = self.connections.get_mut(&token) else { return };
+        let Some(entry) = self.connections.get_mut(&token) else {
+            return;
+        };
         let port = entry.connection.ports().host;
         match connect_to(&self.path, port) {
             Ok(socket) => match watch_socket(&self.epoll, &socket, token) {
@@ -265,7 +274,9 @@ impl Muxer {
                 continue;
             }
             let token = self.new_token();
-            let ready = socket.set_nonblocking(true).and_then(|()| watch_socket(&self.epoll, &socket, token));
+            let ready = socket
+                .set_nonblocking(true)
+                .and_then(|()| watch_socket(&self.epoll, &socket, token));
             if let Err(error) = ready {
                 warn!(%error, "vsock: epoll refuses a socket");
                 continue;
@@ -301,22 +312,40 @@ impl Muxer {
     /// A client of the host wants the guest's `port`.
     fn request(&mut self, token: u64, port: u32, socket: UnixStream) {
         // There are at most MAX_CONNECTIONS names taken.
-        let host = (0..).map(|step| FIRST_HOST_PORT | (self.next_port.wrapping_add(step) & (FIRST_HOST_PORT - 1)));
+        let host =
+            (0..).map(|step| FIRST_HOST_PORT | (self.next_port.wrapping_add(step) & (FIRST_HOST_PORT - 1)));
         let names = host.map(|host| Ports { host, guest: port });
-        let Some(ports) = names.take(MAX_CONNECTIONS + 1).find(|ports| !self.by_ports.contains_key(ports)) else {
+        let Some(ports) = names
+            .take(MAX_CONNECTIONS + 1)
+            .find(|ports| !self.by_ports.contains_key(ports))
+        else {
             return;
         };
         self.next_port = ports.host.wrapping_add(1);
         let connection = Connection::requested(self.guest_cid, ports, socket);
         self.by_ports.insert(ports, token);
-        self.connections.insert(token, Entry { connection, in_row: false, alarm: None });
+        self.connections.insert(
+            token,
+            Entry {
+                connection,
+                in_row: false,
+                alarm: None,
+            },
+        );
         self.settle(token);
     }
 
     fn insert(&mut self, connection: Connection) -> u64 {
         let token = self.new_token();
         self.by_ports.insert(connection.ports(), token);
-        self.connections.insert(token, Entry { connection, in_row: false, alarm: None });
+        self.connections.insert(
+            token,
+            Entry {
+                connection,
+                in_row: false,
+                alarm: None,
+            },
+        );
         token
     }
 
@@ -327,12 +356,17 @@ impl Muxer {
 
     /// Brings the muxer's own records in line with a connection that was touched.
     fn settle(&mut self, token: u64) {
-        let Some(entry) = self.connections.get_mut(&token) else { return };
+        let Some(entry) = self.connections.get_mut(&token) else {
+            return;
+        };
         let ports = entry.connection.ports();
         if entry.connection.is_detached() && self.by_ports.get(&ports) == Some(&token) {
             self.by_ports.remove(&ports);
         }
-        let deadline = entry.connection.deadline().filter(|_| !entry.connection.is_gone());
+        let deadline = entry
+            .connection
+            .deadline()
+            .filter(|_| !entry.connection.is_gone());
         if entry.alarm != deadline {
             let old = std::mem::replace(&mut entry.alarm, deadline);
             if let Some(old) = old {
@@ -377,8 +411,14 @@ impl Muxer {
             debug!("vsock: a client of the host did not say what it wants");
             return;
         }
-        let Some(entry) = self.connections.get_mut(&token) else { return };
-        if entry.connection.deadline().is_some_and(|deadline| deadline <= now) {
+        let Some(entry) = self.connections.get_mut(&token) else {
+            return;
+        };
+        if entry
+            .connection
+            .deadline()
+            .is_some_and(|deadline| deadline <= now)
+        {
             entry.alarm = None;
             entry.connection.expire();
             self.settle(token);
@@ -397,7 +437,9 @@ impl Muxer {
         let result = match first {
             // A timer of 0 would be off.
             Some(time) => {
-                let wait = time.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+                let wait = time
+                    .saturating_duration_since(Instant::now())
+                    .max(Duration::from_millis(1));
                 self.timer.reset(wait, None)
             }
             None => self.timer.clear(),

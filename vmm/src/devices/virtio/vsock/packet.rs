@@ -120,7 +120,10 @@ impl Header {
 
     /// The connection that a packet of the guest belongs to.
     pub(super) fn ports(&self) -> Ports {
-        Ports { host: self.destination_port, guest: self.source_port }
+        Ports {
+            host: self.destination_port,
+            guest: self.source_port,
+        }
     }
 
     pub(super) fn decode(bytes: &[u8; HEADER_LENGTH]) -> Self {
@@ -169,13 +172,20 @@ pub(super) enum PacketError {
 }
 
 /// A packet from the guest: the header as it was once, the payload still in guest memory.
-pub(super) fn parse(buffers: Result<Buffers<'_>, BufferError>) -> Result<(Header, Segments<'_>), PacketError> {
+pub(super) fn parse(
+    buffers: Result<Buffers<'_>, BufferError>,
+) -> Result<(Header, Segments<'_>), PacketError> {
     let mut payload = buffers.map_err(PacketError::Buffers)?.readable;
-    let bytes = payload.take_array::<HEADER_LENGTH>().ok_or(PacketError::NoHeader)?;
+    let bytes = payload
+        .take_array::<HEADER_LENGTH>()
+        .ok_or(PacketError::NoHeader)?;
     let header = Header::decode(&bytes);
     let length = header.length as usize;
     if payload.len() < length {
-        return Err(PacketError::ShortPayload { told: header.length, found: payload.len() });
+        return Err(PacketError::ShortPayload {
+            told: header.length,
+            found: payload.len(),
+        });
     }
     payload.truncate(length);
     Ok((header, payload))

@@ -3,6 +3,6 @@
 mod driver;
 mod flow;
 mod guest_opens;
-mod hostile;
 mod host_opens;
+mod hostile;
 mod model;

@@ -10,9 +10,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::super::testing::{self, DriverQueue, WRITE};
 use super::super::super::{GuestMemory, VirtioDevice};
+use super::super::HOST_CID;
 use super::super::device::Vsock;
 use super::super::packet::{HEADER_LENGTH, Header, Operation, Ports, TYPE_STREAM};
-use super::super::HOST_CID;
 
 pub(super) const CID: u32 = 42;
 const QUEUE: u16 = 128;
@@ -79,7 +79,9 @@ impl Guest {
 
     pub(super) fn activate(&mut self) {
         let queues = [&self.rx, &self.tx, &self.events];
-        self.device.activate(testing::activation(&self.memory, &queues, 0)).unwrap();
+        self.device
+            .activate(testing::activation(&self.memory, &queues, 0))
+            .unwrap();
     }
 
     /// As after a reboot: new rings, and the device reset.
@@ -115,7 +117,11 @@ impl Guest {
     pub(super) fn post_buffers(&mut self, count: u16) {
         for _ in 0..count {
             let head = self.rx.next_descriptor();
-            self.rx.add(&[(RX_BUFFERS + u64::from(RX_BUFFER) * u64::from(head), RX_BUFFER, WRITE)]);
+            self.rx.add(&[(
+                RX_BUFFERS + u64::from(RX_BUFFER) * u64::from(head),
+                RX_BUFFER,
+                WRITE,
+            )]);
         }
     }
 
@@ -140,19 +146,35 @@ impl Guest {
     }
 
     pub(super) fn shut_down(&mut self, ports: Ports, flags: u32) {
-        self.send_header(Header { flags, ..self.header(ports, Operation::Shutdown) }, &[]);
+        self.send_header(
+            Header {
+                flags,
+                ..self.header(ports, Operation::Shutdown)
+            },
+            &[],
+        );
     }
 
     pub(super) fn send_data(&mut self, ports: Ports, payload: &[u8]) {
         let length = u32::try_from(payload.len()).unwrap();
-        self.send_header(Header { length, ..self.header(ports, Operation::Data) }, payload);
+        self.send_header(
+            Header {
+                length,
+                ..self.header(ports, Operation::Data)
+            },
+            payload,
+        );
     }
 
     pub(super) fn send_header(&mut self, header: Header, payload: &[u8]) {
         let slot = TX_BUFFERS + TX_BUFFER * self.tx_slot;
         self.tx_slot = (self.tx_slot + 1) % 64;
-        self.memory.write_slice(&header.encode(), GuestAddress(slot)).unwrap();
-        self.memory.write_slice(payload, GuestAddress(slot + 0x1000)).unwrap();
+        self.memory
+            .write_slice(&header.encode(), GuestAddress(slot))
+            .unwrap();
+        self.memory
+            .write_slice(payload, GuestAddress(slot + 0x1000))
+            .unwrap();
         // In three pieces: a device must not care.
         let (first, second) = payload.split_at(payload.len() / 3);
         let header_length = u32::try_from(HEADER_LENGTH).unwrap();
@@ -187,7 +209,10 @@ impl Guest {
             self.memory.read_slice(&mut bytes, address).unwrap();
             let header = Header::decode(bytes[..HEADER_LENGTH].try_into().unwrap());
             assert_eq!(header.length as usize + HEADER_LENGTH, bytes.len(), "{header:?}");
-            packets.push(Packet { header, payload: bytes.split_off(HEADER_LENGTH) });
+            packets.push(Packet {
+                header,
+                payload: bytes.split_off(HEADER_LENGTH),
+            });
         }
         packets
     }

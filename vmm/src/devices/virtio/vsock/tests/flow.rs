@@ -8,7 +8,10 @@ use super::super::muxer::MAX_CONNECTIONS;
 use super::super::packet::{HEADER_LENGTH, Operation, Ports, SHUTDOWN_BOTH};
 use super::driver::{Guest, RX_BUFFER, bytes, is_at_end, operations, read_some};
 
-const PORTS: Ports = Ports { host: 1024, guest: 77 };
+const PORTS: Ports = Ports {
+    host: 1024,
+    guest: 77,
+};
 
 /// Bytes that show when one is missing or doubled.
 fn pattern(length: usize) -> Vec<u8> {
@@ -75,7 +78,11 @@ fn a_guest_that_ignores_its_credit_is_reset() {
     let mut accepted = 0;
     while guest.device.muxer().connection_count() == 1 {
         guest.send_data(PORTS, &[0; 64 * 1024]);
-        if guest.received().iter().any(|packet| packet.header.operation == Operation::Reset) {
+        if guest
+            .received()
+            .iter()
+            .any(|packet| packet.header.operation == Operation::Reset)
+        {
             break;
         }
         accepted += 1;
@@ -83,7 +90,10 @@ fn a_guest_that_ignores_its_credit_is_reset() {
     }
     assert_eq!(guest.device.muxer().connection_count(), 0);
     let delivered = drain(&mut host).len();
-    assert!(accepted * 64 * 1024 >= BUFFER_BYTES as usize, "{accepted} packets");
+    assert!(
+        accepted * 64 * 1024 >= BUFFER_BYTES as usize,
+        "{accepted} packets"
+    );
     assert!(delivered > 0);
 }
 
@@ -122,7 +132,10 @@ fn a_credit_request_is_answered() {
     guest.send(PORTS, Operation::CreditRequest);
     let packets = guest.received();
     assert_eq!(operations(&packets), [Operation::CreditUpdate]);
-    assert_eq!((packets[0].header.buf_alloc, packets[0].header.fwd_cnt), (BUFFER_BYTES, 5));
+    assert_eq!(
+        (packets[0].header.buf_alloc, packets[0].header.fwd_cnt),
+        (BUFFER_BYTES, 5)
+    );
 }
 
 #[test]
@@ -211,7 +224,11 @@ fn connections_have_a_limit_and_come_back() {
     clients.clear();
     // Each REQUEST that is open gets its RST.
     let resets = guest.wait_for(MAX_CONNECTIONS / 2);
-    assert!(resets.iter().all(|packet| packet.header.operation == Operation::Reset));
+    assert!(
+        resets
+            .iter()
+            .all(|packet| packet.header.operation == Operation::Reset)
+    );
     while guest.device.muxer().connection_count() > 0 {
         assert_eq!(operations(&guest.received()), []);
     }
@@ -224,7 +241,10 @@ fn many_connections_at_once_carry_their_own_bytes() {
     let listener = guest.listen(1024);
     let mut open: Vec<(Ports, UnixStream)> = Vec::new();
     for port in 0..200 {
-        let ports = Ports { host: 1024, guest: port };
+        let ports = Ports {
+            host: 1024,
+            guest: port,
+        };
         let host = guest.open(ports, &listener);
         open.push((ports, host));
     }

@@ -6,7 +6,10 @@ use std::net::Shutdown;
 use super::super::packet::{Operation, Ports, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::driver::{Guest, bytes, is_at_end, operations, read_some};
 
-const PORTS: Ports = Ports { host: 1024, guest: 77 };
+const PORTS: Ports = Ports {
+    host: 1024,
+    guest: 77,
+};
 
 #[test]
 fn bytes_go_both_ways() {
@@ -21,7 +24,13 @@ fn bytes_go_both_ways() {
     host.write_all(b"from the host").unwrap();
     let packets = guest.received();
     assert_eq!(operations(&packets), [Operation::Data]);
-    assert_eq!(packets[0].header.ports(), Ports { host: 77, guest: 1024 });
+    assert_eq!(
+        packets[0].header.ports(),
+        Ports {
+            host: 77,
+            guest: 1024
+        }
+    );
     assert_eq!(bytes(&packets), b"from the host");
 }
 

@@ -9,7 +9,10 @@ use super::driver::{Guest, bytes, is_at_end, operations, read_some};
 
 /// Where the guest answers a REQUEST.
 fn ports_of(packet: &super::driver::Packet) -> Ports {
-    Ports { host: packet.header.source_port, guest: packet.header.destination_port }
+    Ports {
+        host: packet.header.source_port,
+        guest: packet.header.destination_port,
+    }
 }
 
 #[test]
@@ -122,7 +125,11 @@ fn clients_that_came_before_the_driver_are_served() {
 fn every_client_has_a_port_of_its_own() {
     let mut guest = Guest::new();
     let _clients: Vec<_> = (0..50).map(|_| guest.dial(9)).collect();
-    let mut hosts: Vec<u32> = guest.wait_for(50).iter().map(|packet| packet.header.source_port).collect();
+    let mut hosts: Vec<u32> = guest
+        .wait_for(50)
+        .iter()
+        .map(|packet| packet.header.source_port)
+        .collect();
     hosts.sort_unstable();
     hosts.dedup();
     assert_eq!(hosts.len(), 50);

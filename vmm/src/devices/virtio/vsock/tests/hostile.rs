@@ -4,14 +4,17 @@ use std::sync::{Arc, OnceLock};
 
 use proptest::prelude::*;
 
-use super::super::super::testing::{Descriptor, NEXT, WRITE};
 use super::super::super::VirtioDevice;
+use super::super::super::testing::{Descriptor, NEXT, WRITE};
 use super::super::device::{Vsock, VsockError};
 use super::super::muxer::MAX_STRAY_RESETS;
 use super::super::packet::{Header, Operation, Ports};
 use super::driver::{CID, Guest, is_at_end, operations, read_some};
 
-const PORTS: Ports = Ports { host: 1024, guest: 77 };
+const PORTS: Ports = Ports {
+    host: 1024,
+    guest: 77,
+};
 
 #[test]
 fn packets_without_a_connection_are_reset_but_a_reset_is_not() {
@@ -38,7 +41,13 @@ fn another_socket_type_or_destination_is_reset() {
     let _listener = guest.listen(1024);
     let request = guest.header(PORTS, Operation::Request);
     guest.send_header(Header { kind: 2, ..request }, &[]);
-    guest.send_header(Header { destination_cid: 7, ..request }, &[]);
+    guest.send_header(
+        Header {
+            destination_cid: 7,
+            ..request
+        },
+        &[],
+    );
     let packets = guest.received();
     assert_eq!(operations(&packets), [Operation::Reset, Operation::Reset]);
     assert_eq!(packets[0].header.kind, 2);
@@ -50,7 +59,13 @@ fn a_foreign_source_is_ignored() {
     let mut guest = Guest::new();
     let request = guest.header(PORTS, Operation::Request);
     for source_cid in [0, 2, u64::from(CID) + 1, u64::from(CID) | 1 << 32] {
-        guest.send_header(Header { source_cid, ..request }, &[]);
+        guest.send_header(
+            Header {
+                source_cid,
+                ..request
+            },
+            &[],
+        );
     }
     assert_eq!(operations(&guest.received()), []);
 }
@@ -85,12 +100,26 @@ fn chains_that_are_no_packets_are_handed_back() {
         assert_eq!(guest.tx.take_used().len(), 1, "{chain:?}");
     }
     let head = guest.tx.next_descriptor();
-    guest.tx.store(head, Descriptor { address: 0x40_0000, length: 44, flags: NEXT, next: head });
+    guest.tx.store(
+        head,
+        Descriptor {
+            address: 0x40_0000,
+            length: 44,
+            flags: NEXT,
+            next: head,
+        },
+    );
     guest.tx.offer(head);
     guest.device.pass();
     assert_eq!(guest.tx.take_used(), [(head, 0)]);
     // A header that promises more than there is.
-    guest.send_header(Header { length: 9, ..guest.header(PORTS, Operation::Data) }, b"12345678");
+    guest.send_header(
+        Header {
+            length: 9,
+            ..guest.header(PORTS, Operation::Data)
+        },
+        b"12345678",
+    );
 
     assert_eq!(operations(&guest.received()), []);
     guest.send_data(PORTS, b"good");
@@ -122,7 +151,10 @@ fn a_guest_that_takes_no_resets_is_not_listened_to() {
         guest.send(PORTS, Operation::Data);
     }
     let taken = guest.tx.take_used().len();
-    assert!((MAX_STRAY_RESETS..MAX_STRAY_RESETS + PENDING).contains(&taken), "{taken}");
+    assert!(
+        (MAX_STRAY_RESETS..MAX_STRAY_RESETS + PENDING).contains(&taken),
+        "{taken}"
+    );
     guest.post_buffers(128);
     let mut resets = 0;
     while resets < MAX_STRAY_RESETS + PENDING {
@@ -164,7 +196,10 @@ fn bad_configurations_are_refused_by_field() {
     }
     let long = directory.path().join("x".repeat(100));
     assert!(matches!(make(3, &long), Err(VsockError::PathTooLong(_))));
-    assert!(matches!(make(3, &directory.path().join("no/v")), Err(VsockError::Listen { .. })));
+    assert!(matches!(
+        make(3, &directory.path().join("no/v")),
+        Err(VsockError::Listen { .. })
+    ));
     let taken = directory.path().join("v");
     let first = make(3, &taken).unwrap();
     assert!(matches!(make(3, &taken), Err(VsockError::Listen { .. })));

@@ -10,7 +10,10 @@ use super::super::credit::{BUFFER_BYTES, Credit};
 use super::super::packet::{Operation, Ports, SHUTDOWN_BOTH, SHUTDOWN_SEND};
 use super::driver::Guest;
 
-const PORTS: Ports = Ports { host: 1024, guest: 77 };
+const PORTS: Ports = Ports {
+    host: 1024,
+    guest: 77,
+};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -135,7 +138,10 @@ impl Model {
             }
             self.guest_read.extend(packet.payload);
             let in_flight = self.guest_read.len() - self.guest.fwd_cnt as usize;
-            assert!(in_flight <= self.guest.buf_alloc as usize, "the guest's window is overrun");
+            assert!(
+                in_flight <= self.guest.buf_alloc as usize,
+                "the guest's window is overrun"
+            );
         }
     }
 
