@@ -14,9 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::devices::function::MachineFunction;
 use crate::devices::i8042::I8042;
 use crate::devices::serial::{self, SerialPort};
-use crate::kvm::CoalescedWrites;
 use crate::event_loop::{Mailbox, Message};
 use crate::exit::GuestEnd;
+use crate::kvm::CoalescedWrites;
 use crate::pci::bus::{FIRST_PORT, LAST_PORT, PciBus};
 
 /// Port and memory dispatch, shared by all vCPU threads.
@@ -32,7 +32,12 @@ pub(crate) struct Bus {
 
 impl Bus {
     pub(crate) fn new(pci: PciBus<MachineFunction>, serial: SerialPort, mailbox: Mailbox) -> Self {
-        Self { pci: Mutex::new(pci), collected: Mutex::new(None), serial: Mutex::new(serial), mailbox }
+        Self {
+            pci: Mutex::new(pci),
+            collected: Mutex::new(None),
+            serial: Mutex::new(serial),
+            mailbox,
+        }
     }
 
     /// From now on writes to the PCI address register come through `writes`.

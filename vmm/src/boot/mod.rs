@@ -96,12 +96,7 @@ pub(crate) fn boot(plan: Plan, process_started: u64) -> Result<Machine, BootErro
     if let Some(first) = vcpus.first() {
         bus.collect_address_writes(vm.coalesce_writes(ADDRESS_PORT, ADDRESS_PORTS, first));
     }
-    let services = Services {
-        memory: vm.memory().clone(),
-        messages: Arc::<Vm>::clone(&vm),
-        wiring: Arc::<Vm>::clone(&vm),
-        mailbox: mailbox.clone(),
-    };
+    let services = services(&vm, &mailbox);
     let milestones = Milestones {
         process_started,
         kernel_entered: Arc::new(OnceLock::new()),
@@ -243,6 +238,15 @@ fn build_bus(vm: &Vm, ring: &Arc<Mutex<ConsoleRing>>, mailbox: &Mailbox) -> Resu
     let port = SerialPort::new(Arc::clone(ring)).map_err(BootError::host("create the serial port"))?;
     vm.connect_interrupt(port.interrupt(), serial::IRQ)?;
     Ok(Arc::new(Bus::new(pci, port, mailbox.clone())))
+}
+
+fn services(vm: &Arc<Vm>, mailbox: &Mailbox) -> Services {
+    Services {
+        memory: vm.memory().clone(),
+        messages: Arc::<Vm>::clone(vm),
+        wiring: Arc::<Vm>::clone(vm),
+        mailbox: mailbox.clone(),
+    }
 }
 
 /// The VMM's own virtio devices.

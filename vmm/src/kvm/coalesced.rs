@@ -5,8 +5,9 @@
 #![expect(unsafe_code, reason = "a ring in a page shared with the kernel")]
 
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::AsRawFd;
-use std::ptr::{NonNull, addr_of, addr_of_mut};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_bindings::{KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring};
@@ -32,34 +33,44 @@ impl CoalescedWrites {
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         let offset = i64::from(KVM_COALESCED_MMIO_PAGE_OFFSET) * PAGE as i64;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let page =
-            unsafe { libc::mmap(std::ptr::null_mut(), PAGE, prot, flags, vcpu.as_raw_fd(), offset) };
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, prot, flags, vcpu.as_raw_fd(), offset) };
         match NonNull::new(page) {
             Some(page) if page.as_ptr() != libc::MAP_FAILED => Ok(Self { page: page.cast() }),
             _ => Err(io::Error::last_os_error()),
         }
     }
 
-    /// Takes the oldest write: port and bytes.
+    /// Takes the oldest write: port, bytes and how many of them.
     pub(crate) fn next(&mut self) -> Option<(u16, [u8; 8], usize)> {
-        let ring = self.page.as_ptr();
-        // SAFETY: `ring` is a mapped page that begins with the ring; no reference is made, only an address.
-        let (first, last) = unsafe { (addr_of_mut!((*ring).first), addr_of_mut!((*ring).last)) };
-        // SAFETY: the address is aligned and mapped as long as `self`, and both sides access it atomically (the kernel
-        // with READ_ONCE and WRITE_ONCE).
-        let (first, last) = unsafe { (AtomicU32::from_ptr(first), AtomicU32::from_ptr(last)) };
+        let page = self.page.as_ptr();
+        let first = page
+            .wrapping_byte_add(offset_of!(kvm_coalesced_mmio_ring, first))
+            .cast();
+        let last = page
+            .wrapping_byte_add(offset_of!(kvm_coalesced_mmio_ring, last))
+            .cast();
+        // SAFETY: the field is aligned and mapped as long as `self`, and both sides access it atomically (the kernel with
+        // READ_ONCE and WRITE_ONCE).
+        let first = unsafe { AtomicU32::from_ptr(first) };
+        // SAFETY: as above.
+        let last = unsafe { AtomicU32::from_ptr(last) };
         let at = first.load(Ordering::Relaxed);
         // Acquire: the kernel writes the entry, then `last`.
         if at == last.load(Ordering::Acquire) || at >= ENTRIES {
             return None;
         }
-        // SAFETY: the entries follow the ring's head in the same page, and `at` is below their number.
-        let entry = unsafe { addr_of!((*ring).coalesced_mmio).cast::<kvm_coalesced_mmio>().add(at as usize) };
-        // SAFETY: the kernel has written this entry and does not touch it before `first` moves on.
+        let entries = page.wrapping_byte_add(size_of::<kvm_coalesced_mmio_ring>());
+        let entry = entries.cast::<kvm_coalesced_mmio>().wrapping_add(at as usize);
+        // SAFETY: the entries follow the ring's head in the same page, and `at` is below their number; the kernel has
+        // written this one and does not touch it before `first` moves on.
         let entry = unsafe { entry.read_volatile() };
         // Release: the entry has been read.
         first.store((at + 1) % ENTRIES, Ordering::Release);
-        Some((entry.phys_addr as u16, entry.data, (entry.len as usize).min(entry.data.len())))
+        Some((
+            entry.phys_addr as u16,
+            entry.data,
+            (entry.len as usize).min(entry.data.len()),
+        ))
     }
 }
 

@@ -108,7 +108,9 @@ impl Vm {
             let result = self.fd.register_coalesced_mmio(address, ports);
             result.map(|()| ring).map_err(|error| error.to_string())
         });
-        registered.inspect_err(|error| tracing::warn!(error, "port writes are not collected")).ok()
+        registered
+            .inspect_err(|error| tracing::warn!(error, "port writes are not collected"))
+            .ok()
     }
 
     /// Lets `event` raise the interrupt of an ISA device.

@@ -53,7 +53,11 @@ pub(crate) enum MemoryError {
 /// pages, and a boot takes twenty faults instead of seven thousand.
 pub(crate) fn map_ram(layout: RamLayout) -> Result<GuestMemory, MemoryError> {
     let bytes = layout.ranges().iter().map(|range| range.end - range.start).sum();
-    let regions: Option<Vec<_>> = layout.ranges().into_iter().map(|range| map_range(&range).transpose()).collect();
+    let regions: Option<Vec<_>> = layout
+        .ranges()
+        .into_iter()
+        .map(|range| map_range(&range).transpose())
+        .collect();
     let Some(regions) = regions else {
         return Err(MemoryError::Regions { bytes });
     };
@@ -210,7 +214,7 @@ mod tests {
     #[test]
     fn ram_has_the_layout_that_was_asked_for() {
         use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-        
+
         let memory = map_ram(RamLayout::new(4 << 30)).unwrap();
         let regions: Vec<_> = memory
             .iter()
