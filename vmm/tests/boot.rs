@@ -1,5 +1,6 @@
 //! Boots real guests. Needs /dev/kvm that runs a stock kernel and a kernel (`guest::Artifacts`); skips loudly otherwise.
 
+mod devices;
 mod guest;
 
 use std::io::{Read, Write};

@@ -131,10 +131,6 @@ impl VirtioFunction {
         })
     }
 
-    pub(crate) fn device(&self) -> SharedDevice {
-        Arc::clone(&self.device)
-    }
-
     /// The event loop is about to start the device: what it needs, unless the driver has changed its mind.
     pub(crate) fn begin_activation(&mut self) -> Option<Activation> {
         if self.registers.phase() != Phase::Starting {

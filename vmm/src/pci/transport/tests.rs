@@ -318,9 +318,8 @@ proptest! {
                 3 => bench.function.read_bar(offset, &mut data),
                 _ => match bench.mail.try_recv() {
                     Ok(Message::ActivateDevice(_)) => {
-                        if bench.function.begin_activation().is_some() {
-                            bench.function.activated();
-                        }
+                        let started = bench.function.begin_activation();
+                        started.into_iter().for_each(|_| bench.function.activated());
                     }
                     Ok(Message::ResetDevice(_)) if bench.function.wants_reset() => bench.function.reset_done(),
                     _ => {}
