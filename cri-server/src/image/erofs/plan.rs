@@ -68,6 +68,8 @@ impl Plan {
                 placement,
             });
         }
+        // fsck.erofs 1.5 looks for attributes behind every inode, also where the file would end.
+        plan.metadata_size += SLOT_SIZE;
         Some(plan)
     }
 

@@ -10,7 +10,7 @@ fn read(tar: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, LayerError> {
     let mut entries = Vec::new();
     while let Some(entry) = archive.next_entry()? {
         let mut data = Vec::new();
-        archive.data().read_to_end(&mut data).expect("data");
+        archive.data().read_to_end(&mut data).map_err(stream)?;
         entries.push((entry, data));
     }
     Ok(entries)
@@ -124,7 +124,7 @@ fn what_is_not_supported_is_refused_by_name() {
 #[test]
 fn damage_is_an_error_and_never_a_panic() {
     let tar = TarBuilder::new().file("f", 0o644, vec![7; 1000]).finish();
-    assert!(read(&tar[..600]).is_err() || read(&tar[..600]).expect("read")[0].1.len() < 1000);
+    assert!(read(&tar[..600]).is_err());
     let mut flipped = tar.clone();
     flipped[0] ^= 1;
     assert!(reason(&flipped).contains("checksum"));
