@@ -241,7 +241,7 @@ fn kubernetes_descriptor() -> Result<FileDescriptorProto, Unusable> {
     };
     let stderr = |output: &Output| String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
 
-    // Whatever must be fetched is fetched here. No version control stamps: git refuses in a checkout of another user's.
+    // Whatever must be fetched is fetched here. No stamps: git refuses to work in another user's checkout.
     let loaded = go(&["list", "-deps", "-buildvcs=false", "."])?;
     if !loaded.status.success() {
         return Err(Unusable::Go(format!(
