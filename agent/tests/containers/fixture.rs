@@ -224,9 +224,9 @@ fn run(
                 Err(_) => "FAILED (timed out)",
             };
             if verdict == "ok" {
-                passed += 1
+                passed += 1;
             } else {
-                failed += 1
+                failed += 1;
             }
             println!("case {name} ... {verdict} ({} ms)", began.elapsed().as_millis());
         }
