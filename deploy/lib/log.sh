@@ -2,18 +2,24 @@
 # What the scripts here say to a person: progress on standard error, one line per step, never on standard output, which
 # belongs to results. Sourced, not run. It decides nothing and exits only through `die`.
 
-# step TEXT: a new step begins; the seconds since the script began stand before it.
-step() { printf '[%4ds] ==> %s\n' "$SECONDS" "$*" >&2; }
+# When the first of the scripts began: those that it starts go on counting from there.
+export CLEARPOD_STARTED=${CLEARPOD_STARTED:-$EPOCHSECONDS}
+
+# say MARK TEXT: with the seconds since then.
+say() { printf '[%4ds] %s %s\n' "$((EPOCHSECONDS - CLEARPOD_STARTED))" "$1" "${*:2}" >&2; }
+
+# step TEXT: a new step begins.
+step() { say '==>' "$*"; }
 
 # info TEXT: something worth knowing within a step.
-info() { printf '[%4ds]     %s\n' "$SECONDS" "$*" >&2; }
+info() { say '   ' "$*"; }
 
 # warn TEXT: it goes on, but not as asked.
-warn() { printf '[%4ds] !!! %s\n' "$SECONDS" "$*" >&2; }
+warn() { say '!!!' "$*"; }
 
 # die TEXT: it cannot go on; the text names the operation and what to do about it.
 die() {
-  printf '[%4ds] ERROR: %s\n' "$SECONDS" "$*" >&2
+  say 'ERROR:' "$*"
   exit 1
 }
 

@@ -10,6 +10,7 @@ CLEARPOD_LIB=$(cd "$node_home/../lib" && pwd)
 clearpod_cache=${CLEARPOD_CACHE:-$HOME/.cache/clearpod}
 node_dir=${CLEARPOD_NODE_DIR:-$(cd "$node_home/../.." && pwd)/target/node}
 
+# shellcheck disable=SC2034 # for push, pull and up
 node_transfer_size=8G # of the disk through which files go; sparse on the host
 
 # node_transfer_lock: push and pull share one disk, so one of them at a time.

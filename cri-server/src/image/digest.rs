@@ -45,7 +45,7 @@ impl fmt::Debug for Digest {
 }
 
 /// Digest of a stream, piece by piece.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Hasher {
     state: Sha256,
 }

@@ -171,6 +171,8 @@ pub enum LayerError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error("cannot write the layer's blob")]
+    Write { source: io::Error },
     #[error("cannot read the layer's stream")]
     Stream { source: io::Error },
     #[error("tar entry {entry:?}: {reason}")]

@@ -7,11 +7,21 @@
 mod catalog;
 mod config;
 mod digest;
+mod erofs;
 mod error;
+mod layer;
+mod layer_tree;
+mod manifest;
 mod pull;
 mod record;
 mod reference;
+mod registry;
 mod store;
+mod tar;
+
+/// Images, registries and blob readers for tests, also of other crates.
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use config::{EndpointConfig, ImageConfig, Limits, RegistryConfig};
 pub use error::{LayerError, OpenError, PullError, ReferenceError, RegistryFault, RemoveError};

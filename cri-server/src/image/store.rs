@@ -165,6 +165,7 @@ struct Entry {
 }
 
 /// Keeps one layer from being swept while a pull needs it.
+#[derive(Debug)]
 pub(crate) struct LayerHold {
     shelf: Arc<Shelf>,
     id: String,

@@ -219,13 +219,19 @@ fn start(program: &Path, mut spec: LaunchSpec) -> Result<Identity, LaunchError> 
         identity.store(&spec.layout.process())?;
         Ok(identity)
     });
-    recorded.map_err(|error| {
+    let pid = child.id();
+    let identity = recorded.map_err(|error| {
         // Unrecorded it would be lost to a later daemon, so it must not run.
         if let Err(error) = child.kill().and_then(|()| child.wait()) {
             tracing::error!(machine = id, pid = child.id(), %error, "an unrecorded VMM could not be killed");
         }
         step("record the process")(error)
-    })
+    })?;
+    // The daemon may be protected from the host's out-of-memory killer (systemd's OOMScoreAdjust); a pod must not be.
+    if let Err(error) = fs_err::write(format!("/proc/{pid}/oom_score_adj"), "0") {
+        tracing::debug!(machine = id, pid, %error, "oom_score_adj of the VMM is the daemon's");
+    }
+    Ok(identity)
 }
 
 /// Replaces each index into `inherited` by the number of that descriptor, which it keeps in the VMM.

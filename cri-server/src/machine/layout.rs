@@ -220,7 +220,7 @@ mod tests {
         layout.create().unwrap();
         fs_err::write(layout.vmm_log(), "x").unwrap();
         fs_err::write(machines.join("stray file"), "x").unwrap();
-        assert_eq!(Layout::list(&machines).unwrap(), [layout.clone()]);
+        assert_eq!(Layout::list(&machines).unwrap(), std::slice::from_ref(&layout));
         layout.remove().unwrap();
         layout.remove().unwrap();
         assert_eq!(Layout::list(&machines).unwrap(), []);

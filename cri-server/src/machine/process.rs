@@ -31,9 +31,9 @@ impl fmt::Display for MachineExit {
             Self::Exited(ExitReason::GuestUnrunnable) => f.write_str("KVM could not run the guest"),
             Self::Exited(ExitReason::Other(code)) => write!(f, "the VMM exited with code {code}"),
             Self::Signalled(signal) => write!(f, "the VMM was killed by signal {signal}"),
-            Self::Unobserved => {
-                f.write_str("the VMM ended while the daemon that had started it was not running")
-            }
+            Self::Unobserved => f.write_str(
+                "the VMM, which an earlier daemon had started, ended for a reason that is not known",
+            ),
         }
     }
 }

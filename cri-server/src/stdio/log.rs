@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use proto::stdio::Stream;
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
     task::JoinSet,
@@ -86,15 +87,19 @@ pub enum LogError {
 #[derive(Debug)]
 pub struct ContainerLog {
     container_id: String,
-    commands: mpsc::Sender<Reopen>,
+    commands: mpsc::Sender<Command>,
     end: watch::Receiver<Option<LogEnd>>,
     events: broadcast::Sender<OutputEvent>,
     /// The task, stopped with this value.
     _task: JoinSet<()>,
 }
 
+/// What the task is asked for.
 #[derive(Debug)]
-struct Reopen(oneshot::Sender<Result<(), LogError>>);
+enum Command {
+    Reopen(oneshot::Sender<Result<(), LogError>>),
+    GuestEnded,
+}
 
 impl ContainerLog {
     /// Opens the log, makes its directories, and starts to write.
@@ -121,6 +126,7 @@ impl ContainerLog {
             spec,
             commands,
             events: events.clone(),
+            guest_ended: false,
         };
         let mut task = JoinSet::new();
         task.spawn(async move {
@@ -145,7 +151,10 @@ impl ContainerLog {
             container_id: self.container_id.clone(),
         };
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Reopen(reply)).await.map_err(|_| ended())?;
+        self.commands
+            .send(Command::Reopen(reply))
+            .await
+            .map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?
     }
 
@@ -163,6 +172,14 @@ impl ContainerLog {
         *self.end.borrow()
     }
 
+    /// As [`Self::finish`] after the Machine has ended: what came from it before is written, an unfinished line as well, and
+    /// nothing is waited for that cannot come any more.
+    pub async fn finish_without_guest(self, deadline: Duration) -> LogEnd {
+        // A log that has ended takes no commands, and needs none.
+        drop(self.commands.send(Command::GuestEnded).await);
+        self.finish(deadline).await
+    }
+
     /// Waits until everything is written, or the deadline, and stops.
     pub async fn finish(mut self, deadline: Duration) -> LogEnd {
         match timeout(deadline, self.end.wait_for(Option::is_some)).await {
@@ -175,8 +192,10 @@ impl ContainerLog {
 /// The task behind a [`ContainerLog`].
 struct Logger {
     spec: LogSpec,
-    commands: mpsc::Receiver<Reopen>,
+    commands: mpsc::Receiver<Command>,
     events: broadcast::Sender<OutputEvent>,
+    /// Was said while the log could not be written.
+    guest_ended: bool,
 }
 
 /// The handle is gone, or the blocking pool is: nobody waits for the log any more.
@@ -202,9 +221,15 @@ impl Logger {
         let dialer = self.spec.dialer.clone();
         let mut output = Output::new(dialer, process, self.spec.terminal, writer.stored_offset());
         loop {
+            if self.guest_ended {
+                output.guest_has_ended();
+            }
             let event = tokio::select! {
                 command = self.commands.recv() => {
-                    writer = self.reopen(writer, command.ok_or(Abandoned)?).await?;
+                    match command.ok_or(Abandoned)? {
+                        Command::Reopen(reply) => writer = self.reopen(writer, reply).await?,
+                        Command::GuestEnded => self.guest_ended = true,
+                    }
                     continue;
                 }
                 event = output.next() => event,
@@ -223,7 +248,9 @@ impl Logger {
                         error = &error as &dyn std::error::Error,
                         "the log ends here"
                     );
-                    self.complete_lines(writer, &error).await?;
+                    if is_final(&error) {
+                        self.complete_lines(writer).await?;
+                    }
                     return Ok(LogEnd::Lost);
                 }
             }
@@ -231,11 +258,9 @@ impl Logger {
     }
 
     /// Bytes of a line whose end will never come are written all the same.
-    async fn complete_lines(&mut self, mut writer: LogWriter, error: &OutputError) -> Result<(), Abandoned> {
-        if matches!(error, OutputError::NotFound { .. }) {
-            for stream in [proto::stdio::Stream::Stdout, proto::stdio::Stream::Stderr] {
-                writer = self.commit(writer, OutputEvent::StreamEnd(stream)).await?;
-            }
+    async fn complete_lines(&mut self, mut writer: LogWriter) -> Result<(), Abandoned> {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            writer = self.commit(writer, OutputEvent::StreamEnd(stream)).await?;
         }
         Ok(())
     }
@@ -255,9 +280,10 @@ impl Logger {
         while let Err(error) = result {
             tracing::warn!(container = self.spec.container_id, %error, "cannot write the log; it waits");
             tokio::select! {
-                command = self.commands.recv() => {
-                    writer = self.reopen(writer, command.ok_or(Abandoned)?).await?;
-                }
+                command = self.commands.recv() => match command.ok_or(Abandoned)? {
+                    Command::Reopen(reply) => writer = self.reopen(writer, reply).await?,
+                    Command::GuestEnded => self.guest_ended = true,
+                },
                 () = sleep(pause) => pause = (pause * 2).min(LAST_PAUSE),
             }
             (writer, result) = off_the_event_loop(writer, LogWriter::commit).await?;
@@ -265,7 +291,11 @@ impl Logger {
         Ok(writer)
     }
 
-    async fn reopen(&self, writer: LogWriter, Reopen(reply): Reopen) -> Result<LogWriter, Abandoned> {
+    async fn reopen(
+        &self,
+        writer: LogWriter,
+        reply: oneshot::Sender<Result<(), LogError>>,
+    ) -> Result<LogWriter, Abandoned> {
         let (writer, result) = off_the_event_loop(writer, LogWriter::reopen).await?;
         let answer = result.map_err(|source| log_error("reopen", &self.spec, source));
         // The caller may have given up.
@@ -287,18 +317,31 @@ impl Logger {
             tokio::select! {
                 // A reopen request is another reason to try; whether that one works is its answer.
                 command = self.commands.recv() => {
-                    let Reopen(reply) = command.ok_or(Abandoned)?;
-                    match open_writer(&self.spec).await {
-                        Ok(writer) => {
+                    match (command.ok_or(Abandoned)?, open_writer(&self.spec).await) {
+                        (Command::Reopen(reply), Ok(writer)) => {
                             drop(reply.send(Ok(())));
                             return Ok(writer);
                         }
-                        Err(error) => drop(reply.send(Err(error))),
+                        (Command::Reopen(reply), Err(error)) => drop(reply.send(Err(error))),
+                        (Command::GuestEnded, opened) => {
+                            self.guest_ended = true;
+                            if let Ok(writer) = opened {
+                                return Ok(writer);
+                            }
+                        }
                     }
                 }
                 () = sleep(pause) => pause = (pause * 2).min(LAST_PAUSE),
             }
         }
+    }
+}
+
+/// Whether the process's output is over for every daemon, and not only for this one.
+fn is_final(error: &OutputError) -> bool {
+    match error {
+        OutputError::NotFound { .. } | OutputError::GuestEnded { .. } => true,
+        OutputError::OffsetGone { .. } | OutputError::Protocol { .. } => false,
     }
 }
 

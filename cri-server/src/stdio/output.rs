@@ -66,6 +66,12 @@ pub enum OutputError {
         /// The wanted offset.
         offset: u64,
     },
+    /// The guest has ended, and its output with it.
+    #[error("the guest has ended and the output of process {process} with it")]
+    GuestEnded {
+        /// Which one.
+        process: String,
+    },
     /// The guest does not keep to the protocol.
     #[error("the guest's stdio of process {process} breaks the protocol")]
     Protocol {
@@ -88,6 +94,8 @@ pub struct Output {
     ends: Ends,
     connection: Option<Connection>,
     pause: Duration,
+    /// A lost connection is not made again.
+    guest_ended: bool,
 }
 
 #[derive(Debug)]
@@ -152,7 +160,13 @@ impl Output {
             },
             connection: None,
             pause: FIRST_PAUSE,
+            guest_ended: false,
         }
+    }
+
+    /// The Machine has ended: what it sent before is still delivered, and then [`OutputError::GuestEnded`].
+    pub fn guest_has_ended(&mut self) {
+        self.guest_ended = true;
     }
 
     /// Offset of the first byte that was not delivered yet: stdout and stderr counted together.
@@ -161,7 +175,7 @@ impl Output {
         self.offset
     }
 
-    /// What comes next; waits for it, and for the guest, without limit. Cancel-safe. After [`OutputEvent::End`] it is
+    /// What comes next; waits for it, and for the guest, without limit (but see [`Self::guest_has_ended`]). Cancel-safe. After [`OutputEvent::End`] it is
     /// `End` again.
     ///
     /// # Errors
@@ -199,6 +213,12 @@ impl Output {
                     return Err(OutputError::Protocol {
                         process: self.process.to_string(),
                         source,
+                    });
+                }
+                Step::Lost(_) if self.guest_ended => {
+                    self.connection = None;
+                    return Err(OutputError::GuestEnded {
+                        process: self.process.to_string(),
                     });
                 }
                 Step::Lost(error) => {

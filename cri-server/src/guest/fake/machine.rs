@@ -224,7 +224,7 @@ impl FakeMachine {
     async fn power_off_when_asked(self: Arc<Self>) {
         self.agent.shutdown_asked().await;
         // The agent answers first.
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         self.kill(MachineExit::Exited(ExitReason::Ended));
     }
 

@@ -40,6 +40,7 @@ pub(super) enum State {
 }
 
 /// How a script came to its end.
+#[derive(Clone, Copy)]
 enum End {
     Code(i32),
     Killed { signal: i32, oom: bool },

@@ -479,9 +479,16 @@ async fn faults_of_the_host_are_seen_as_what_they_are() {
 async fn a_guest_that_dies_takes_its_containers_along() {
     let node = node();
     let (process, client) = node.started().await;
-    create(&client, "c1", program(&["sleep", "1000"])).await;
-    client.start_container("c1").await.unwrap();
+    create(
+        &client,
+        "c1",
+        program(&["sh", "-c", "printf 'last words'; sleep 1000"]),
+    )
+    .await;
     let log = ContainerLog::open(node.log_spec("c1")).await.unwrap();
+    let mut events = log.subscribe().unwrap();
+    client.start_container("c1").await.unwrap();
+    assert!(matches!(events.recv().await, Ok(OutputEvent::Data { .. })));
     let waiting = tokio::time::timeout(Duration::from_millis(50), client.wait(&init("c1"), SOON)).await;
     assert!(waiting.is_err());
     node.machine().kill_agent();
@@ -502,7 +509,8 @@ async fn a_guest_that_dies_takes_its_containers_along() {
         matches!(lost, GuestError::Unreachable { .. } | GuestError::Timeout { .. }),
         "{lost:?}"
     );
-    assert_eq!(log.finish(Duration::from_millis(100)).await, LogEnd::Unfinished);
+    assert_eq!(log.finish_without_guest(SOON).await, LogEnd::Lost);
+    assert_eq!(node.log("c1"), "stdout F last words\n");
     assert_eq!(node.host.running(), Vec::<String>::new());
 }
 

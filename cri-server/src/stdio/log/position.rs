@@ -5,10 +5,11 @@
 //! leaves the other one. Durability against power loss is not needed: the Machine and its unread output are gone then.
 
 use std::{
-    fs::File,
+    fs::{File, TryLockError},
     io,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use super::lines::Progress;
@@ -17,6 +18,9 @@ const MAGIC: u64 = u64::from_le_bytes(*b"cplogpos");
 const FIELDS: usize = 9;
 const SLOT_LEN: usize = FIELDS * 8;
 const SLOT_PLACE: u64 = 128;
+/// For a write of another writer that is under way, on a disk that writes back.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// What is known of a log at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,7 +42,8 @@ pub(super) struct PositionFile {
 }
 
 impl PositionFile {
-    /// Opens the file or makes it (mode 0600). Its directory exists.
+    /// Opens the file or makes it (mode 0600). Its directory exists. Waits for another writer of this log to let go: a task
+    /// that was dropped may have a write under way.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::options()
             .read(true)
@@ -47,6 +52,7 @@ impl PositionFile {
             .truncate(false)
             .mode(0o600)
             .open(path)?;
+        lock(&file)?;
         let newest = [0, SLOT_PLACE]
             .into_iter()
             .filter_map(|place| read_slot(&file, place))
@@ -74,6 +80,24 @@ impl PositionFile {
         self.sequence = sequence;
         self.stored = Some(position);
         Ok(())
+    }
+}
+
+/// Held until the file is closed.
+fn lock(file: &File) -> io::Result<()> {
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "another writer has the log of this container",
+                ));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
     }
 }
 
@@ -149,8 +173,11 @@ mod tests {
         assert_eq!(file.stored(), None);
         for len in 1..=3 {
             file.store(position(len)).unwrap();
-            assert_eq!(PositionFile::open(&path).unwrap().stored(), Some(position(len)));
+            drop(file);
+            file = PositionFile::open(&path).unwrap();
+            assert_eq!(file.stored(), Some(position(len)));
         }
+        drop(file);
         // The third one lies in the second slot; torn at any byte, the second one is left.
         let whole = fs_err::read(&path).unwrap();
         for cut in 0..SLOT_LEN {
@@ -163,6 +190,21 @@ mod tests {
                 "{cut}"
             );
         }
+    }
+
+    #[test]
+    fn a_second_writer_waits_for_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log.position");
+        let mut first = PositionFile::open(&path).unwrap();
+        let second = std::thread::Builder::new().spawn({
+            let path = path.clone();
+            move || PositionFile::open(&path).unwrap().stored()
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        first.store(position(5)).unwrap();
+        drop(first);
+        assert_eq!(second.unwrap().join().unwrap(), Some(position(5)));
     }
 
     #[test]

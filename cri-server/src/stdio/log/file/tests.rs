@@ -136,6 +136,7 @@ impl World {
                 Fate::DiesAfterPosition => {}
             }
             if !matches!(fate, Fate::Goes | Fate::Rotates) {
+                drop(writer);
                 (writer, offset) = self.start();
             }
         }
@@ -244,6 +245,7 @@ fn without_a_log_path_the_position_is_kept_all_the_same() {
     writer.push(Stream::Stdout, b"a\nb");
     writer.commit().unwrap();
     writer.reopen().unwrap();
+    drop(writer);
     let writer = LogWriter::open(None, &world.position()).unwrap();
     assert_eq!(writer.stored_offset(), 2);
 }
