@@ -1,3 +1,3 @@
-//! Placeholder until the crate lands.
+//! `clearpod`: the daemon and its command line.
 
 fn main() {}

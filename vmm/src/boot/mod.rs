@@ -29,7 +29,7 @@ use crate::kvm::{self, KvmError, Vm};
 use crate::machine::{AttachError, AttachedDevice, Life, Machine, Milestones, attach};
 use crate::memory::layout::RamLayout;
 use crate::memory::{self, MemoryError};
-use crate::pci::bus::{BusFull, PciBus};
+use crate::pci::bus::{ADDRESS_PORTS, BusFull, FIRST_PORT as ADDRESS_PORT, PciBus};
 use crate::pci::host_bridge::HostBridge;
 use crate::pci::transport::{Services, SharedDevice};
 use crate::vcpu::{ExitCounters, VcpuContext, VcpuThreads};
@@ -93,12 +93,10 @@ pub(crate) fn boot(plan: Plan, process_started: u64) -> Result<Machine, BootErro
     let (mailbox, mail, bell) = Mailbox::new().map_err(BootError::host("create the mailbox"))?;
     let ring = Arc::new(Mutex::new(ConsoleRing::new(plan.console_bytes)));
     let bus = build_bus(&vm, &ring, &mailbox)?;
-    let services = Services {
-        memory: vm.memory().clone(),
-        messages: Arc::<Vm>::clone(&vm),
-        wiring: Arc::<Vm>::clone(&vm),
-        mailbox: mailbox.clone(),
-    };
+    if let Some(first) = vcpus.first() {
+        bus.collect_address_writes(vm.coalesce_writes(ADDRESS_PORT, ADDRESS_PORTS, first));
+    }
+    let services = services(&vm, &mailbox);
     let milestones = Milestones {
         process_started,
         kernel_entered: Arc::new(OnceLock::new()),
@@ -240,6 +238,15 @@ fn build_bus(vm: &Vm, ring: &Arc<Mutex<ConsoleRing>>, mailbox: &Mailbox) -> Resu
     let port = SerialPort::new(Arc::clone(ring)).map_err(BootError::host("create the serial port"))?;
     vm.connect_interrupt(port.interrupt(), serial::IRQ)?;
     Ok(Arc::new(Bus::new(pci, port, mailbox.clone())))
+}
+
+fn services(vm: &Arc<Vm>, mailbox: &Mailbox) -> Services {
+    Services {
+        memory: vm.memory().clone(),
+        messages: Arc::<Vm>::clone(vm),
+        wiring: Arc::<Vm>::clone(vm),
+        mailbox: mailbox.clone(),
+    }
 }
 
 /// The VMM's own virtio devices.

@@ -56,9 +56,11 @@ fn a_good_configuration_becomes_a_plan() {
     assert_eq!(plan.devices[0].kind, DeviceKind::Pmem);
 }
 
+type Change = fn(&mut MachineConfig);
+
 #[test]
 fn every_refusal_names_its_field() {
-    let cases: [(&str, fn(&mut MachineConfig)); 9] = [
+    let cases: [(&str, Change); 9] = [
         ("version: 7", |config| config.version = 7),
         ("id: ", |config| config.id = "../x".to_owned()),
         ("vcpus: boot 0", |config| config.vcpus.boot = 0),

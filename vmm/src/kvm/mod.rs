@@ -1,10 +1,12 @@
 //! KVM: the machine that the kernel runs for us, and what it must be able to do.
 
+mod coalesced;
 pub(crate) mod internal_error;
 mod vm;
 
 use kvm_ioctls::{Cap, Kvm};
 
+pub(crate) use self::coalesced::CoalescedWrites;
 pub(crate) use self::vm::{FileRegion, Vm};
 
 /// What we need from KVM, by name, with its reason.

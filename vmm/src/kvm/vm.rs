@@ -9,11 +9,11 @@ use kvm_bindings::{
     KVM_CAP_PMU_CAPABILITY, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
     kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::KvmError;
+use super::{CoalescedWrites, KvmError};
 use crate::devices::virtio::GuestMemory;
 use crate::memory::FileMapping;
 use crate::memory::layout::{self, RamLayout};
@@ -94,6 +94,23 @@ impl Vm {
         self.fd
             .create_vcpu(u64::from(id))
             .map_err(KvmError::refused("create a virtual processor"))
+    }
+
+    /// Lets KVM collect writes to `ports` bytes from `port` on; the ring is read through `vcpu`'s page. `None` where
+    /// KVM does not know how: then every write is an exit.
+    pub(crate) fn coalesce_writes(&self, port: u16, ports: u32, vcpu: &VcpuFd) -> Option<CoalescedWrites> {
+        if !self.fd.check_extension(Cap::CoalescedPio) {
+            return None;
+        }
+        let mapped = CoalescedWrites::map(vcpu).map_err(|error| error.to_string());
+        let registered = mapped.and_then(|ring| {
+            let address = IoEventAddress::Pio(u64::from(port));
+            let result = self.fd.register_coalesced_mmio(address, ports);
+            result.map(|()| ring).map_err(|error| error.to_string())
+        });
+        registered
+            .inspect_err(|error| tracing::warn!(error, "port writes are not collected"))
+            .ok()
     }
 
     /// Lets `event` raise the interrupt of an ISA device.

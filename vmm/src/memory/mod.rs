@@ -10,14 +10,19 @@ pub(crate) mod windows;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::num::NonZero;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
-use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
+use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestRegionMmap};
 
 use self::layout::{FILE_ALIGN, RamLayout};
 use crate::devices::virtio::GuestMemory;
+
+/// x86's; the alignment of everything that the guest sees as memory.
+const HUGE_PAGE: usize = FILE_ALIGN as usize;
 
 /// Why memory cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +31,7 @@ pub(crate) enum MemoryError {
     Ram {
         bytes: u64,
         #[source]
-        source: vm_memory::mmap::MmapRegionError,
+        source: io::Error,
     },
     #[error("guest RAM of {bytes} bytes does not fit the address space")]
     Regions { bytes: u64 },
@@ -43,21 +48,40 @@ pub(crate) enum MemoryError {
 }
 
 /// RAM: private anonymous memory without swap reservation, so that only what the guest touches is allocated.
+///
+/// It begins at a multiple of 2 MiB here as it does for the guest: only then can KVM map the host's huge pages as huge
+/// pages, and a boot takes twenty faults instead of seven thousand.
 pub(crate) fn map_ram(layout: RamLayout) -> Result<GuestMemory, MemoryError> {
-    let mut regions = Vec::new();
-    for range in layout.ranges() {
-        let bytes = range.end - range.start;
-        let does_not_fit = || MemoryError::Regions { bytes };
-        let size = usize::try_from(bytes).map_err(|_| does_not_fit())?;
-        let mapping: MmapRegion<()> = MmapRegionBuilder::new(size)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|source| MemoryError::Ram { bytes, source })?;
-        regions.push(GuestRegionMmap::new(mapping, GuestAddress(range.start)).ok_or_else(does_not_fit)?);
-    }
     let bytes = layout.ranges().iter().map(|range| range.end - range.start).sum();
+    let regions: Option<Vec<_>> = layout
+        .ranges()
+        .into_iter()
+        .map(|range| map_range(&range).transpose())
+        .collect();
+    let Some(regions) = regions else {
+        return Err(MemoryError::Regions { bytes });
+    };
+    let regions = regions.into_iter().collect::<io::Result<Vec<_>>>();
+    let regions = regions.map_err(|source| MemoryError::Ram { bytes, source })?;
     GuestMemory::from_regions(regions).map_err(|_| MemoryError::Regions { bytes })
+}
+
+/// `None`: the range does not fit the process's addresses.
+fn map_range(range: &Range<u64>) -> io::Result<Option<GuestRegionMmap>> {
+    let Ok(size) = usize::try_from(range.end - range.start) else {
+        return Ok(None);
+    };
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let Some(reserved) = size.checked_add(HUGE_PAGE) else {
+        return Ok(None);
+    };
+    let start = align(reserve(reserved, prot)?);
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: `size` bytes from `start` on lie in the reservation, which is `HUGE_PAGE` longer than that and is never
+    // unmapped: guest memory lives as long as the process.
+    let mapping = unsafe { MmapRegion::build_raw(start.as_ptr().cast(), size, prot, flags) };
+    let mapping = mapping.map_err(io::Error::other)?;
+    Ok(GuestRegionMmap::new(mapping, GuestAddress(range.start)))
 }
 
 /// A file mapped read-only and shared with the host's page cache, padded with zeros to a multiple of 2 MiB.
@@ -88,13 +112,10 @@ impl FileMapping {
         let padded = bytes.checked_next_multiple_of(FILE_ALIGN).ok_or_else(too_large)?;
         let length = usize::try_from(bytes).map_err(|_| too_large())?;
         let size = usize::try_from(padded).map_err(|_| too_large())?;
-        let align = FILE_ALIGN as usize;
-        let reserved = size.checked_add(align).ok_or_else(too_large)?;
+        let reserved = size.checked_add(HUGE_PAGE).ok_or_else(too_large)?;
         let failed = |source| MemoryError::File { bytes, source };
-        let reservation = reserve(reserved).map_err(failed)?;
-        let start = reservation
-            .as_ptr()
-            .wrapping_byte_add(reservation.as_ptr().align_offset(align));
+        let reservation = reserve(reserved, libc::PROT_READ).map_err(failed)?;
+        let start = align(reservation).as_ptr();
         let mapping = Self {
             reservation,
             reserved,
@@ -147,14 +168,22 @@ impl Drop for FileMapping {
 }
 
 /// Address space that reads as zeros and holds no memory.
-fn reserve(bytes: usize) -> io::Result<NonNull<libc::c_void>> {
+fn reserve(bytes: usize, prot: libc::c_int) -> io::Result<NonNull<libc::c_void>> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that exists.
-    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, flags, -1, 0) };
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), bytes, prot, flags, -1, 0) };
     match NonNull::new(mapped) {
         Some(address) if mapped != libc::MAP_FAILED => Ok(address),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The next multiple of 2 MiB.
+fn align(address: NonNull<libc::c_void>) -> NonNull<libc::c_void> {
+    address.map_addr(|number| {
+        let aligned = number.get().next_multiple_of(HUGE_PAGE);
+        NonZero::new(aligned).unwrap_or(number)
+    })
 }
 
 #[cfg(test)]
@@ -185,6 +214,7 @@ mod tests {
     #[test]
     fn ram_has_the_layout_that_was_asked_for() {
         use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
         let memory = map_ram(RamLayout::new(4 << 30)).unwrap();
         let regions: Vec<_> = memory
             .iter()

@@ -13,6 +13,8 @@ use crate::memory::layout;
 pub(crate) const FIRST_PORT: u16 = 0xCF8;
 /// See [`FIRST_PORT`].
 pub(crate) const LAST_PORT: u16 = 0xCFF;
+/// How many of them are the address register.
+pub(crate) const ADDRESS_PORTS: u32 = 4;
 /// What every BAR of ours is at most, and how far apart functions are preset.
 pub(crate) const BAR_SPACING: u32 = 0x8000;
 

@@ -10,6 +10,8 @@
 pub(crate) mod capabilities;
 pub(crate) mod doorbells;
 pub(crate) mod registers;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod testing;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -129,10 +131,6 @@ impl VirtioFunction {
             device,
             mailbox,
         })
-    }
-
-    pub(crate) fn device(&self) -> SharedDevice {
-        Arc::clone(&self.device)
     }
 
     /// The event loop is about to start the device: what it needs, unless the driver has changed its mind.

@@ -1,0 +1,1 @@
+//! Wires the daemon from its configuration: which store, network, launcher and image store; then serves.

@@ -1,0 +1,1 @@
+//! The subcommands beside `serve`: check, pods, console, gc. Printing goes to a writer that the caller gives.

@@ -1,0 +1,1 @@
+//! What changed in containers and sandboxes, for whoever listens.

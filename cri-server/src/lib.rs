@@ -1,0 +1,23 @@
+//! The clearpod daemon as a library: the CRI server, and what it drives.
+//!
+//! `grpc` is the edge and only converts; `sandbox` and `container` decide; `machine`, `guest`, `network`, `image` and
+//! `stdio` act; `store` remembers. The binary beside this library (`main.rs`) is a thin command line.
+//! Tests in `tests/` drive the whole of it over its real socket with the fakes of feature `testing`.
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod guest;
+pub mod image;
+pub mod machine;
+pub mod network;
+pub mod stdio;
+
+mod container;
+mod events;
+mod grpc;
+mod metrics;
+mod sandbox;
+mod store;
+mod sys;
+mod undo;

@@ -1,0 +1,1 @@
+//! CRI sandboxes: one owner task each.

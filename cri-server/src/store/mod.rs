@@ -1,0 +1,1 @@
+//! What survives the daemon: redb tables with versioned records.
