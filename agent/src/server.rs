@@ -54,7 +54,11 @@ impl AgentHandle {
         let shutdown = Shutdown::default();
         let service = AgentServer::new(Service::new(pod.clone(), shutdown.clone()))
             .max_decoding_message_size(MAX_REQUEST);
-        Ok(Self { pod, service, shutdown })
+        Ok(Self {
+            pod,
+            service,
+            shutdown,
+        })
     }
 
     /// Waits for children, for as long as the process lives.
@@ -71,7 +75,10 @@ impl AgentHandle {
         let connection = http2::Builder::new(tasks)
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEP_ALIVE)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.service.clone()));
+            .serve_connection(
+                TokioIo::new(stream),
+                TowerToHyperService::new(self.service.clone()),
+            );
         self.pod.tasks.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "rpc connection ended");

@@ -24,7 +24,10 @@ struct KernelLog {
 /// # Errors
 /// `System` when /dev/kmsg cannot be opened.
 pub(super) fn open() -> Result<(), Failure> {
-    let kmsg = File::options().write(true).open("/dev/kmsg").context(ErrorCode::System, || "open /dev/kmsg".to_owned())?;
+    let kmsg = File::options()
+        .write(true)
+        .open("/dev/kmsg")
+        .context(ErrorCode::System, || "open /dev/kmsg".to_owned())?;
     tracing::subscriber::set_global_default(KernelLog { kmsg })
         .map_err(|error| Failure::new(ErrorCode::System, format!("install the log: {error}")))
 }
@@ -43,7 +46,10 @@ impl Subscriber for KernelLog {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = Line(format!("<{}>clearpod-agent:", priority(*event.metadata().level())));
+        let mut line = Line(format!(
+            "<{}>clearpod-agent:",
+            priority(*event.metadata().level())
+        ));
         event.record(&mut line);
         // The log is where failures would be reported: there is no other place.
         (&self.kmsg).write_all(line.0.as_bytes()).ok();

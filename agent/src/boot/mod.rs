@@ -97,5 +97,7 @@ fn tell_ready(main_entered_ns: u64) -> Result<(), Failure> {
         let mut host = sys::vsock::connect_to_host(READY_PORT)?;
         std::io::Write::write_all(&mut host, &ready.encode_length_delimited_to_vec())
     };
-    tell().context(ErrorCode::System, || format!("tell the host on port {READY_PORT} that the guest is ready"))
+    tell().context(ErrorCode::System, || {
+        format!("tell the host on port {READY_PORT} that the guest is ready")
+    })
 }

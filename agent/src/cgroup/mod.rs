@@ -98,8 +98,9 @@ impl Cgroup {
     /// `Cgroup`.
     pub(crate) fn open(&self) -> Result<OwnedFd, Failure> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&self.path, flags, Mode::empty())
-            .context(ErrorCode::Cgroup, || format!("open cgroup {}", self.path.display()))
+        rustix::fs::open(&self.path, flags, Mode::empty()).context(ErrorCode::Cgroup, || {
+            format!("open cgroup {}", self.path.display())
+        })
     }
 
     /// Writes the limits that `resources` asks for.
@@ -108,7 +109,8 @@ impl Cgroup {
     /// `InvalidArgument` naming the field, `Cgroup` naming the file.
     pub(crate) fn limit(&self, resources: &Resources) -> Result<(), Failure> {
         for limits::Setting { file, value } in limits::settings(resources)? {
-            write(&self.path.join(&file), &value).context(ErrorCode::Cgroup, || format!("write {value:?} to {file}"))?;
+            write(&self.path.join(&file), &value)
+                .context(ErrorCode::Cgroup, || format!("write {value:?} to {file}"))?;
         }
         Ok(())
     }
@@ -118,8 +120,9 @@ impl Cgroup {
     /// # Errors
     /// `Cgroup` when the kernel does not take the program.
     pub(crate) fn filter_devices(&self, program: &[sys::bpf::Instruction]) -> Result<(), Failure> {
-        sys::bpf::attach_device_program(self.open()?, program)
-            .context(ErrorCode::Cgroup, || format!("attach a device filter to {}", self.path.display()))
+        sys::bpf::attach_device_program(self.open()?, program).context(ErrorCode::Cgroup, || {
+            format!("attach a device filter to {}", self.path.display())
+        })
     }
 
     /// Kills every process in it.
@@ -127,8 +130,9 @@ impl Cgroup {
     /// # Errors
     /// `Cgroup`.
     pub(crate) fn kill(&self) -> Result<(), Failure> {
-        write(&self.path.join("cgroup.kill"), "1")
-            .context(ErrorCode::Cgroup, || format!("kill cgroup {}", self.path.display()))
+        write(&self.path.join("cgroup.kill"), "1").context(ErrorCode::Cgroup, || {
+            format!("kill cgroup {}", self.path.display())
+        })
     }
 
     /// Process ids in it and below, in the agent's PID namespace.
@@ -137,8 +141,9 @@ impl Cgroup {
     /// `Cgroup`.
     pub(crate) fn processes(&self) -> Result<Vec<i32>, Failure> {
         let mut found = Vec::new();
-        collect_processes(&self.path, &mut found)
-            .context(ErrorCode::Cgroup, || format!("list processes of {}", self.path.display()))?;
+        collect_processes(&self.path, &mut found).context(ErrorCode::Cgroup, || {
+            format!("list processes of {}", self.path.display())
+        })?;
         Ok(found)
     }
 
@@ -161,10 +166,12 @@ impl Cgroup {
         loop {
             match remove_tree(&self.path) {
                 Err(error)
-                    if error.raw_os_error() == Some(libc::EBUSY) && tokio::time::Instant::now() < deadline => {}
+                    if error.raw_os_error() == Some(libc::EBUSY)
+                        && tokio::time::Instant::now() < deadline => {}
                 removed => {
-                    return removed
-                        .context(ErrorCode::Cgroup, || format!("remove cgroup {}", self.path.display()));
+                    return removed.context(ErrorCode::Cgroup, || {
+                        format!("remove cgroup {}", self.path.display())
+                    });
                 }
             }
             tokio::time::sleep(EMPTY_POLL).await;
@@ -197,5 +204,8 @@ fn collect_processes(path: &Path, found: &mut Vec<i32>) -> io::Result<()> {
 
 /// One write(2), as these files want it; never creates one.
 fn write(file: &Path, value: &str) -> io::Result<()> {
-    fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
+    fs::OpenOptions::new()
+        .write(true)
+        .open(file)?
+        .write_all(value.as_bytes())
 }

@@ -52,7 +52,10 @@ impl Container {
     }
 
     async fn start_exec(&self, pod: &Pod, request: &ExecRequest) -> Result<Arc<Process>, Failure> {
-        let wanted = request.process.as_ref().ok_or_else(|| Failure::invalid("process: missing"))?;
+        let wanted = request
+            .process
+            .as_ref()
+            .ok_or_else(|| Failure::invalid("process: missing"))?;
         let order = plan::process(wanted, self.security.clone())?;
         let cgroup = self.cgroup.open()?;
         let place = Place {
@@ -99,7 +102,10 @@ impl Container {
 
     /// Takes all of them, for the container's removal.
     pub(super) fn take_execs(&self) -> Vec<Arc<Process>> {
-        lock(&self.execs).drain().filter_map(|(_, process)| process).collect()
+        lock(&self.execs)
+            .drain()
+            .filter_map(|(_, process)| process)
+            .collect()
     }
 }
 

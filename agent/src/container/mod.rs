@@ -67,7 +67,10 @@ impl Container {
             return Ok(self.init.clone());
         }
         lock(&self.execs).get(exec_id).cloned().flatten().ok_or_else(|| {
-            Failure::new(ErrorCode::NotFound, format!("no process {exec_id:?} in container {}", self.id))
+            Failure::new(
+                ErrorCode::NotFound,
+                format!("no process {exec_id:?} in container {}", self.id),
+            )
         })
     }
 

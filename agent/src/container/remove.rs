@@ -61,7 +61,8 @@ pub(super) async fn release(pod: &Pod, holdings: &mut Holdings) -> Vec<Failure> 
             removed => removed,
         });
         let result = result.await.map_err(io::Error::other).and_then(|removed| removed);
-        if let Err(failure) = result.context(ErrorCode::System, || format!("remove {}", directory.display())) {
+        if let Err(failure) = result.context(ErrorCode::System, || format!("remove {}", directory.display()))
+        {
             holdings.scratch = Some(directory);
             failures.push(failure);
         }

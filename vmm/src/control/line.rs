@@ -65,6 +65,23 @@ impl<D> LineBuffer<D> {
     }
 }
 
+/// Entry point of the fuzz target: one line buffer, fed in pieces whose sizes are in the input.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn feed(input: &[u8]) {
+    let mut buffer: LineBuffer<u8> = LineBuffer::new();
+    let mut rest = input;
+    while let Some((size, tail)) = rest.split_first() {
+        let (piece, tail) = tail.split_at(usize::from(*size).min(tail.len()));
+        let Ok(lines) = buffer.push(piece, vec![0; usize::from(size % 3)]) else {
+            return;
+        };
+        for (line, _) in lines {
+            drop(serde_json::from_slice::<proto::machine::Request>(&line));
+        }
+        rest = tail;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -7,6 +7,9 @@ mod client;
 mod line;
 mod sys;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::line::feed;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

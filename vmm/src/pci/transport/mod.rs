@@ -10,6 +10,8 @@
 pub(crate) mod capabilities;
 pub(crate) mod doorbells;
 pub(crate) mod registers;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod testing;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
