@@ -135,6 +135,16 @@ impl Disks {
         used.remove(&lease.address);
         Ok(())
     }
+
+    /// Unmounts whatever is mounted, used or not: at the Machine's end, so that a volume's file system is clean.
+    pub(crate) async fn unmount_all(&self) {
+        for (address, _) in self.used.lock().await.drain() {
+            let path = self.mounts.join(address.as_str());
+            if let Err(error) = unmount(&path, UnmountFlags::NOFOLLOW) {
+                tracing::warn!(path = %path.display(), %error, "file system left mounted");
+            }
+        }
+    }
 }
 
 /// Mounts a block device's file system at `target`.
