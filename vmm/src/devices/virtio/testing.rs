@@ -60,7 +60,7 @@ pub(crate) fn guest_memory(bytes: usize) -> GuestMemory {
 pub(crate) fn activation(memory: &GuestMemory, queues: &[&DriverQueue], features: u64) -> Activation {
     let active = |queue: &&DriverQueue| ActiveQueue {
         queue: queue.device_queue(),
-        notify: EventFd::new(libc::EFD_NONBLOCK).expect("eventfd"),
+        notify: Arc::new(EventFd::new(libc::EFD_NONBLOCK).expect("eventfd")),
     };
     Activation {
         memory: memory.clone(),
