@@ -69,7 +69,7 @@ pub(crate) fn activation(memory: &GuestMemory, queues: &[&DriverQueue], features
 pub(crate) fn activation_of(memory: &GuestMemory, queues: Vec<Queue>, features: u64) -> Activation {
     let active = |queue| ActiveQueue {
         queue,
-        notify: EventFd::new(libc::EFD_NONBLOCK).expect("eventfd"),
+        notify: Arc::new(EventFd::new(libc::EFD_NONBLOCK).expect("eventfd")),
     };
     Activation {
         memory: memory.clone(),

@@ -321,7 +321,7 @@ struct Running {
     memory: GuestMemory,
     driver: DriverQueue,
     block: Block,
-    notify: vmm_sys_util::eventfd::EventFd,
+    notify: Arc<vmm_sys_util::eventfd::EventFd>,
 }
 
 fn running() -> Running {
@@ -329,7 +329,7 @@ fn running() -> Running {
     let driver = DriverQueue::new(&memory, 0, 64);
     let mut block = Block::new("disk", disk_file(), false).unwrap();
     let activation = testing::activation(&memory, &[&driver], 1 << 9);
-    let notify = activation.queues[0].notify.try_clone().unwrap();
+    let notify = Arc::clone(&activation.queues[0].notify);
     block.activate(activation).unwrap();
     Running {
         memory,
@@ -388,7 +388,7 @@ fn a_broken_queue_stops_the_worker_and_a_reset_starts_it_again() {
 
     running.driver = DriverQueue::new(&running.memory, 0x4_0000, 64);
     let activation = testing::activation(&running.memory, &[&running.driver], 0);
-    running.notify = activation.queues[0].notify.try_clone().unwrap();
+    running.notify = Arc::clone(&activation.queues[0].notify);
     running.block.activate(activation).unwrap();
     write_header(&running.memory, FLUSH, 0);
     running.driver.add(&[(HEADER, 16, 0), (STATUS, 1, WRITE)]);

@@ -208,7 +208,7 @@ impl MutEventSubscriber for Net {
             TX_NOTIFY => Some(&active.tx.queue.notify),
             _ => None,
         };
-        if let Some(Err(error)) = notify.map(vmm_sys_util::eventfd::EventFd::read) {
+        if let Some(Err(error)) = notify.map(|notify| notify.read()) {
             debug!(%error, "net: notification was taken already");
         }
         match events.data() {
