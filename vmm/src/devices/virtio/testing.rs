@@ -58,13 +58,22 @@ pub(crate) fn guest_memory(bytes: usize) -> GuestMemory {
 
 /// An activation with these queues.
 pub(crate) fn activation(memory: &GuestMemory, queues: &[&DriverQueue], features: u64) -> Activation {
-    let active = |queue: &&DriverQueue| ActiveQueue {
-        queue: queue.device_queue(),
+    activation_of(
+        memory,
+        queues.iter().map(|queue| queue.device_queue()).collect(),
+        features,
+    )
+}
+
+/// Likewise, with queues as the transport sees them.
+pub(crate) fn activation_of(memory: &GuestMemory, queues: Vec<Queue>, features: u64) -> Activation {
+    let active = |queue| ActiveQueue {
+        queue,
         notify: Arc::new(EventFd::new(libc::EFD_NONBLOCK).expect("eventfd")),
     };
     Activation {
         memory: memory.clone(),
-        queues: queues.iter().map(active).collect(),
+        queues: queues.into_iter().map(active).collect(),
         features,
         interrupt: Arc::new(CountedInterrupt::default()),
     }
