@@ -13,8 +13,9 @@ pub mod machine;
 pub mod network;
 pub mod stdio;
 
+mod clock;
 mod container;
-mod events;
+mod failpoint;
 mod grpc;
 mod metrics;
 mod sandbox;

@@ -1,1 +1,20 @@
-//! The daemon's client of the agent in a guest.
+//! The daemon's side of what runs inside a Machine: dialling it, its ready signal, and the client of its agent.
+//!
+//! Everything that comes from here has crossed the boundary to a guest that may be hostile: it is checked for size, shape and
+//! range before it leaves this module. Byte streams of processes are next door, in `stdio`. `fake` is a host full of guests
+//! for tests, behind the same sockets.
+
+mod answer;
+mod client;
+mod connect;
+mod error;
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
+mod ready;
+pub(crate) mod text;
+
+pub use answer::{ContainerReport, Created, Exit, GuestEvent, Phase};
+pub use client::{GuestClient, GuestInfo, GuestWatch};
+pub use connect::{DialError, Dialer};
+pub use error::GuestError;
+pub use ready::{Ready, ReadyError, ReadyListener};

@@ -1,1 +1,20 @@
-//! The host side of one microVM: its directory, its VMM process, its control socket.
+//! The host's side of one Machine: its directory, its VMM process, its control socket, its cgroup and its scratch disk.
+//!
+//! Effects only: when a Machine is started, kept or ended is decided in `sandbox`. A Machine outlives the daemon, so
+//! everything here can be found again from the Machine's directory ([`Layout`]): [`Launcher::adopt`] takes over the process,
+//! [`ControlClient`] and `guest` connect anew.
+
+mod cgroup;
+mod control;
+mod launcher;
+mod layout;
+mod monitor;
+mod process;
+mod scratch;
+
+pub use cgroup::{CgroupError, CgroupLimits, MachineCgroup};
+pub use control::{ControlClient, ControlError};
+pub use launcher::{AdoptError, LaunchError, LaunchSpec, Launcher, VmmLauncher};
+pub use layout::{Layout, LayoutError};
+pub use process::{Kill, MachineExit, Process};
+pub use scratch::{ScratchError, ScratchTemplate};

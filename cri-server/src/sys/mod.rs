@@ -1,1 +1,9 @@
-//! Every unsafe block of the machine, guest and stdio modules.
+//! System calls of the daemon that have no safe and complete wrapper elsewhere; the only place of this crate with
+//! `unsafe`.
+//!
+//! `spawn` is what a child does between fork and exec; `readiness` waits for descriptors; `unix_socket` is sockets in directories with long names, and
+//! descriptors over them. Everything else of the crate uses the standard library and rustix.
+
+pub(crate) mod readiness;
+pub(crate) mod spawn;
+pub(crate) mod unix_socket;

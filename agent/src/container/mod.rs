@@ -1,0 +1,97 @@
+//! Containers: from a request to a running process, and back to nothing.
+//!
+//! ```text
+//!           create                start             init ends
+//!  (none) ─────────► Created ─► Starting ─► Running ─────────► Exited
+//!    ▲   fails: undone    └──────────┴── init ends ────────────►  │
+//!    └───────────────────────── remove (any state) ◄──────────────┘
+//! ```
+//!
+//! `plan` checks a request and says what to do (pure), `create`, `exec` and `remove` do it, `stage` talks to the process
+//! that becomes the container's, `state` says what is allowed when, `registry` holds them all.
+
+pub(crate) mod create;
+pub(crate) mod exec;
+pub(crate) mod lifecycle;
+mod mount_plan;
+mod plan;
+pub(crate) mod process;
+pub(crate) mod registry;
+pub(crate) mod remove;
+mod security;
+pub(crate) mod stage;
+mod state;
+mod volumes;
+mod watch_oom;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use proto::agent::v1::{ContainerState, ErrorCode, Exit};
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::cgroup::Cgroup;
+use crate::error::Failure;
+use crate::init::order::Security;
+use crate::lock::lock;
+use create::Holdings;
+use process::Process;
+use state::State;
+pub(crate) use volumes::Volumes;
+
+/// One container from the success of its creation to its removal.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) init: Arc<Process>,
+    pub(crate) cgroup: Cgroup,
+    /// What everything exec'd in it is confined by, too.
+    security: Security,
+    /// Where what it writes goes.
+    pub(crate) upper: PathBuf,
+    state: Mutex<State>,
+    /// By exec id; `None` while it is being started.
+    execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    /// Taken by its removal.
+    holdings: AsyncMutex<Option<Holdings>>,
+}
+
+impl Container {
+    /// The init process, or the exec'd one.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>, Failure> {
+        if exec_id.is_empty() {
+            return Ok(self.init.clone());
+        }
+        lock(&self.execs).get(exec_id).cloned().flatten().ok_or_else(|| {
+            Failure::new(
+                ErrorCode::NotFound,
+                format!("no process {exec_id:?} in container {}", self.id),
+            )
+        })
+    }
+
+    /// For a watcher's snapshot.
+    pub(crate) fn snapshot(&self) -> ContainerState {
+        let state = lock(&self.state);
+        ContainerState {
+            container_id: self.id.clone(),
+            phase: state.phase().into(),
+            pid: self.init.pid(),
+            started_at_ns: state.started_at_ns(),
+            exit: state.exit().cloned(),
+        }
+    }
+
+    /// Notes the end of the init process.
+    fn ended(&self, exit: &Exit) {
+        lock(&self.state).end(exit.clone());
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        lock(&self.state).is_running()
+    }
+}

@@ -1,0 +1,208 @@
+//! Puts mounts below a container's root, and hides paths in it: detached mounts first, attached when they are complete.
+//!
+//! What to mount was decided by `container/plan.rs`. A mount gets its attributes before it is attached, so that at no
+//! moment it is more permissive than asked.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use proto::agent::v1::ErrorCode;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use crate::error::{Context as _, Failure};
+use crate::init::order::{Attributes, Content, Mount, Source};
+use crate::init::paths::{self, Missing};
+use crate::init::{devices, rootfs};
+use crate::sys;
+
+/// Attaches one mount below `root`.
+///
+/// # Errors
+/// [`ErrorCode::Mount`], naming the destination.
+pub(crate) fn attach(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), Failure> {
+    let destination = &mount.destination;
+    let source = match &mount.source {
+        Source::New {
+            filesystem,
+            options,
+            content,
+        } => new_file_system(filesystem, options, *content),
+        Source::Bind { base, path } => rustix::fs::open(base, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|base| paths::open(base, path, OFlags::PATH))
+            .and_then(|source| clone_tree(&source)),
+    }
+    .context(ErrorCode::Mount, || format!("mount {destination}: open source"))?;
+    let recursive = mount.recursive_read_only;
+    let mut attributes = attribute_flags(mount.attributes);
+    attributes.set(
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+        mount.attributes.read_only || recursive,
+    );
+    if !attributes.is_empty() {
+        sys::mount::set_attributes(&source, attributes, recursive).context(ErrorCode::Mount, || {
+            format!("mount {destination}: set attributes")
+        })?;
+    }
+    let target = destination_of(root, mount, &source).context(ErrorCode::Mount, || {
+        format!("mount {destination}: open mount point")
+    })?;
+    place(&source, &target).context(ErrorCode::Mount, || format!("mount {destination}"))
+}
+
+fn destination_of(root: BorrowedFd<'_>, mount: &Mount, source: &OwnedFd) -> io::Result<OwnedFd> {
+    let missing = if is_directory(source)? {
+        Missing::Directory
+    } else {
+        Missing::File
+    };
+    let target = paths::open_or_create(root, &mount.destination, missing)?;
+    if mount.exact_destination {
+        return paths::open_exact(root, &mount.destination, OFlags::PATH);
+    }
+    Ok(target)
+}
+
+/// Hides `path`: a directory behind an empty read-only one, anything else behind /dev/null. Nothing there: nothing to do.
+///
+/// # Errors
+/// [`ErrorCode::Mount`], naming the path.
+pub(crate) fn mask(root: BorrowedFd<'_>, path: &str) -> Result<(), Failure> {
+    let hide = || -> io::Result<()> {
+        let Some(target) = existing(root, path)? else {
+            return Ok(());
+        };
+        let cover = if is_directory(&target)? {
+            let options = [
+                option("size", "4096"),
+                option("nr_inodes", "2"),
+                option("mode", "555"),
+            ];
+            let empty = new_file_system("tmpfs", &options, Content::Empty)?;
+            sys::mount::set_attributes(&empty, hiding(), false)?;
+            empty
+        } else {
+            clone_tree(&rustix::fs::open(
+                "/dev/null",
+                OFlags::PATH | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?)?
+        };
+        place(&cover, &target)
+    };
+    hide().context(ErrorCode::Mount, || format!("mask {path}"))
+}
+
+fn hiding() -> MountAttrFlags {
+    MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+}
+
+/// Makes `path` and everything mounted below it read-only. Nothing there: nothing to do.
+///
+/// # Errors
+/// [`ErrorCode::Mount`], naming the path.
+pub(crate) fn make_read_only(root: BorrowedFd<'_>, path: &str) -> Result<(), Failure> {
+    let protect = || -> io::Result<()> {
+        let Some(target) = existing(root, path)? else {
+            return Ok(());
+        };
+        let tree = clone_tree(&target)?;
+        sys::mount::set_attributes(&tree, MountAttrFlags::MOUNT_ATTR_RDONLY, true)?;
+        place(&tree, &target)
+    };
+    protect().context(ErrorCode::Mount, || format!("make {path} read-only"))
+}
+
+fn existing(root: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
+    match paths::open(root, path, OFlags::PATH) {
+        Ok(target) => Ok(Some(target)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A new instance of `filesystem`, mounted nowhere.
+fn new_file_system(
+    filesystem: &str,
+    options: &[(String, Option<String>)],
+    content: Content,
+) -> io::Result<OwnedFd> {
+    let context = fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        match value {
+            Some(value) => fsconfig_set_string(&context, key.as_str(), value.as_str())?,
+            None => fsconfig_set_flag(&context, key.as_str())?,
+        }
+    }
+    fsconfig_create(&context)?;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    match content {
+        Content::Empty => {}
+        Content::Devices => devices::populate(mount.as_fd())?,
+    }
+    Ok(mount)
+}
+
+/// A detached copy of the mount tree at `path`, what is mounted below it included.
+pub(crate) fn clone_tree(path: impl AsFd) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    Ok(open_tree(path, "", flags)?)
+}
+
+/// Attaches a detached mount on an opened path.
+pub(crate) fn place(source: impl AsFd, target: impl AsFd) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(source, "", target, "", flags)?)
+}
+
+fn is_directory(fd: impl AsFd) -> io::Result<bool> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == FileType::Directory)
+}
+
+fn attribute_flags(attributes: Attributes) -> MountAttrFlags {
+    let mut flags = MountAttrFlags::empty();
+    flags.set(MountAttrFlags::MOUNT_ATTR_NOSUID, attributes.no_suid);
+    flags.set(MountAttrFlags::MOUNT_ATTR_NODEV, attributes.no_dev);
+    flags.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, attributes.no_exec);
+    flags.set(MountAttrFlags::MOUNT_ATTR_NODIRATIME, attributes.no_dir_atime);
+    flags.set(MountAttrFlags::MOUNT_ATTR_NOATIME, attributes.no_atime);
+    flags.set(
+        MountAttrFlags::MOUNT_ATTR_STRICTATIME,
+        attributes.strict_atime && !attributes.no_atime,
+    );
+    flags
+}
+
+fn option(key: &str, value: &str) -> (String, Option<String>) {
+    (key.to_owned(), Some(value.to_owned()))
+}
+
+/// Moves the stage to an empty root of its own: for the process that holds the pod's PID namespace, so that
+/// `/proc/1/root` in a container shows nothing of the agent's.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn enter_empty_root() -> Result<(), Failure> {
+    let options = [
+        option("size", "4096"),
+        option("nr_inodes", "2"),
+        option("mode", "555"),
+    ];
+    let empty = new_file_system("tmpfs", &options, Content::Empty)
+        .context(ErrorCode::Mount, || "mount an empty root".to_owned())?;
+    sys::mount::set_attributes(&empty, hiding(), false)
+        .context(ErrorCode::Mount, || "make the empty root read-only".to_owned())?;
+    let target = rootfs::open_path("/proc")?;
+    place(&empty, &target).context(ErrorCode::Mount, || "attach the empty root".to_owned())?;
+    rootfs::enter(&empty)
+}

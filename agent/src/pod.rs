@@ -1,0 +1,151 @@
+//! The agent's state: everything that a call can touch, in one place, each part with a lock of its own or none.
+//!
+//! Wiring only. What the parts do is in their modules; nothing here decides.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+
+use proto::agent::v1::ErrorCode;
+use tokio::sync::Mutex;
+use tokio_util::task::TaskTracker;
+
+use crate::cgroup::PodCgroup;
+use crate::container::Volumes;
+use crate::container::registry::Registry;
+use crate::container::stage::{self, Gate, PidNamespace, Place};
+use crate::disk::Disks;
+use crate::disk::pci::PciBus;
+use crate::error::{Context as _, Failure};
+use crate::events::Events;
+use crate::init::order::Order;
+use crate::reaper::{Child, Reaper};
+use crate::sandbox::Sandbox;
+
+/// Where the agent works. A guest has one answer to each; tests bring their own.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The agent's directory, on a tmpfs.
+    pub run: PathBuf,
+    /// A cgroup v2 directory that the agent may divide.
+    pub cgroup_root: PathBuf,
+    /// sysfs.
+    pub sysfs: PathBuf,
+    /// proc.
+    pub proc: PathBuf,
+    /// Device nodes.
+    pub dev: PathBuf,
+}
+
+impl Settings {
+    /// A guest's.
+    #[must_use]
+    pub fn guest() -> Self {
+        Self {
+            run: "/run/clearpod".into(),
+            cgroup_root: "/sys/fs/cgroup".into(),
+            sysfs: "/sys".into(),
+            proc: "/proc".into(),
+            dev: "/dev".into(),
+        }
+    }
+}
+
+/// The pod inside of this Machine.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    pub(crate) settings: Settings,
+    pub(crate) reaper: Reaper,
+    pub(crate) disks: Disks,
+    pub(crate) volumes: Volumes,
+    pub(crate) cgroup: PodCgroup,
+    pub(crate) containers: Registry,
+    pub(crate) events: Events,
+    pub(crate) sandbox: Mutex<Sandbox>,
+    /// This binary, for stages: open from the start, so that no mount can put another in its place.
+    pub(crate) executable: OwnedFd,
+    /// Every task of the agent.
+    pub(crate) tasks: TaskTracker,
+    /// PID 1 of the pod's shared PID namespace, once a container asked for it.
+    pid_namespace: Mutex<Option<PidNamespaceHolder>>,
+}
+
+/// Kept for as long as the pod: its end would end every process of the namespace.
+#[derive(Debug)]
+struct PidNamespaceHolder {
+    child: Child,
+    _gate: Gate,
+}
+
+/// Descriptors of stages are moved above the ones that they get in a fixed place.
+const FIRST_FREE_DESCRIPTOR: i32 = 10;
+
+impl Pod {
+    /// Makes the agent's directories and the pod's cgroup.
+    ///
+    /// # Errors
+    /// `System` and `Cgroup`.
+    pub(crate) fn new(settings: Settings) -> Result<Self, Failure> {
+        for directory in ["disks", "volumes", "rootfs", "sandbox"] {
+            let path = settings.run.join(directory);
+            std::fs::create_dir_all(&path)
+                .context(ErrorCode::System, || format!("create {}", path.display()))?;
+        }
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        let executable = rustix::fs::open("/proc/self/exe", flags, rustix::fs::Mode::empty())
+            .and_then(|file| rustix::io::fcntl_dupfd_cloexec(file, FIRST_FREE_DESCRIPTOR))
+            .context(ErrorCode::System, || "open this binary".to_owned())?;
+        Ok(Self {
+            reaper: Reaper::default(),
+            disks: Disks::new(
+                PciBus::new(&settings.sysfs),
+                &settings.dev,
+                settings.run.join("disks"),
+            ),
+            volumes: Volumes::new(&settings.run),
+            cgroup: PodCgroup::create(&settings.cgroup_root)?,
+            containers: Registry::default(),
+            events: Events::default(),
+            sandbox: Mutex::new(Sandbox::New),
+            executable,
+            tasks: TaskTracker::new(),
+            pid_namespace: Mutex::default(),
+            settings,
+        })
+    }
+
+    /// Where containers' writable layers are.
+    ///
+    /// # Errors
+    /// `WrongState` before ConfigureSandbox.
+    pub(crate) async fn scratch(&self) -> Result<PathBuf, Failure> {
+        self.sandbox.lock().await.scratch()
+    }
+
+    /// A process of the pod's shared PID namespace, which is made when it is first asked for.
+    ///
+    /// # Errors
+    /// As [`stage::launch`].
+    pub(crate) async fn pid_namespace_holder(&self) -> Result<OwnedFd, Failure> {
+        let mut holder = self.pid_namespace.lock().await;
+        let held = match holder.take() {
+            Some(held) => held,
+            None => {
+                let place = Place {
+                    executable: self.executable.as_fd(),
+                    cgroup: None,
+                    pid_namespace: PidNamespace::New,
+                };
+                let ready = stage::launch(&self.reaper, &place, &Order::HoldPidNamespace, &[]).await?;
+                PidNamespaceHolder {
+                    child: ready.child,
+                    _gate: ready.gate,
+                }
+            }
+        };
+        let pidfd = held.child.pidfd.try_clone();
+        *holder = Some(held);
+        pidfd.context(ErrorCode::System, || {
+            "duplicate the pidfd of the pod's init".to_owned()
+        })
+    }
+}

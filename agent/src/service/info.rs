@@ -1,0 +1,57 @@
+//! Static facts of the guest.
+
+use std::fs;
+
+use proto::agent::v1::InfoResponse;
+
+use crate::pod::Settings;
+
+/// Version of the protocol in `proto/agent/v1/agent.proto`.
+pub(crate) const PROTOCOL_VERSION: u32 = 1;
+
+pub(super) fn info(settings: &Settings) -> InfoResponse {
+    let read = |path: &str| fs::read_to_string(settings.proc.join(path)).unwrap_or_default();
+    InfoResponse {
+        protocol_version: PROTOCOL_VERSION,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel_release: read("sys/kernel/osrelease").trim().to_owned(),
+        boot_id: read("sys/kernel/random/boot_id").trim().to_owned(),
+        memory_total_bytes: memory_total(&read("meminfo")),
+        cpus_online: online(
+            &fs::read_to_string(settings.sysfs.join("devices/system/cpu/online")).unwrap_or_default(),
+        ),
+    }
+}
+
+/// proc_meminfo(5): "MemTotal:  123 kB".
+fn memory_total(meminfo: &str) -> u64 {
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
+}
+
+/// A list like "0-2,5".
+fn online(list: &str) -> u32 {
+    let range = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    };
+    list.trim()
+        .split(',')
+        .filter_map(range)
+        .fold(0, u32::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read() {
+        assert_eq!(memory_total("MemTotal:      1024 kB\nMemFree: 1 kB\n"), 1 << 20);
+        assert_eq!(online("0-2,5\n"), 4);
+        assert_eq!(online("0\n"), 1);
+        assert_eq!(online(""), 0);
+    }
+}

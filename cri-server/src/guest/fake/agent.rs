@@ -1,0 +1,493 @@
+//! The agent of a fake guest: `agent.v1.Agent` over scripted containers, and a record of what the daemon asked for.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex},
+};
+
+use prost::Message as _;
+use proto::agent::v1::{
+    self, AgentError, ErrorCode,
+    agent_server::{Agent, AgentServer},
+};
+use tokio::{
+    io::DuplexStream,
+    sync::{broadcast, mpsc, watch},
+    task::JoinSet,
+};
+use tokio_stream::{
+    Stream, StreamExt as _,
+    wrappers::{BroadcastStream, ReceiverStream},
+};
+use tonic::{Code, Request, Response, Status, transport::Server};
+
+use super::{
+    FaultPoint, Injected, Shared, lock,
+    process::{FakeProcess, State},
+    script::{self, Surroundings},
+};
+use crate::guest::ready::PROTOCOL_VERSION;
+
+/// What the fake guest's agent knows; a test reads it through the methods.
+#[derive(Debug)]
+pub struct FakeAgent {
+    host: Arc<Shared>,
+    state: Mutex<Guest>,
+    events: broadcast::Sender<v1::WatchEvent>,
+    shut_down: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Guest {
+    configured: Option<v1::ConfigureSandboxRequest>,
+    containers: BTreeMap<String, Container>,
+    updates: Vec<v1::UpdateContainerRequest>,
+    running: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Container {
+    request: v1::CreateContainerRequest,
+    init: Arc<FakeProcess>,
+    execs: BTreeMap<String, Arc<FakeProcess>>,
+}
+
+impl FakeAgent {
+    pub(super) fn new(host: Arc<Shared>) -> Self {
+        Self {
+            host,
+            state: Mutex::default(),
+            events: broadcast::Sender::new(256),
+            shut_down: watch::Sender::new(false),
+        }
+    }
+
+    /// What the sandbox was configured with.
+    #[must_use]
+    pub fn configured(&self) -> Option<v1::ConfigureSandboxRequest> {
+        lock(&self.state).configured.clone()
+    }
+
+    /// What a container was created with.
+    #[must_use]
+    pub fn container(&self, container_id: &str) -> Option<v1::CreateContainerRequest> {
+        lock(&self.state)
+            .containers
+            .get(container_id)
+            .map(|container| container.request.clone())
+    }
+
+    /// Ids of the containers that the guest knows, sorted.
+    #[must_use]
+    pub fn containers(&self) -> Vec<String> {
+        lock(&self.state).containers.keys().cloned().collect()
+    }
+
+    /// Ids of the exec'd processes that a container still has, sorted.
+    #[must_use]
+    pub fn execs(&self, container_id: &str) -> Vec<String> {
+        let state = lock(&self.state);
+        let execs = state
+            .containers
+            .get(container_id)
+            .map(|container| container.execs.keys().cloned().collect());
+        execs.unwrap_or_default()
+    }
+
+    /// Signals that a container's init process was sent, in order.
+    #[must_use]
+    pub fn signals(&self, container_id: &str) -> Vec<i32> {
+        self.process(container_id, "")
+            .map(|process| process.signals())
+            .unwrap_or_default()
+    }
+
+    /// Limits that containers were given after their creation, in order.
+    #[must_use]
+    pub fn updates(&self) -> Vec<v1::UpdateContainerRequest> {
+        lock(&self.state).updates.clone()
+    }
+
+    /// Whether the guest was asked to shut down.
+    #[must_use]
+    pub fn is_shut_down(&self) -> bool {
+        *self.shut_down.borrow()
+    }
+
+    /// Says that a process of the container was killed for memory; the container goes on.
+    pub fn report_oom(&self, container_id: &str) {
+        let event = v1::watch_event::Event::Oom(v1::ContainerOom {
+            container_id: container_id.to_owned(),
+        });
+        self.tell(event);
+    }
+
+    /// Returns when the guest was asked to shut down.
+    pub(super) async fn shutdown_asked(&self) {
+        // The sender is in `self`.
+        drop(self.shut_down.subscribe().wait_for(|asked| *asked).await);
+    }
+
+    /// The Machine has ended, and nothing runs any more.
+    pub(super) fn stop(&self) {
+        lock(&self.state).running.abort_all();
+    }
+
+    pub(super) fn process(&self, container_id: &str, exec_id: &str) -> Option<Arc<FakeProcess>> {
+        let state = lock(&self.state);
+        let container = state.containers.get(container_id)?;
+        if exec_id.is_empty() {
+            Some(Arc::clone(&container.init))
+        } else {
+            container.execs.get(exec_id).cloned()
+        }
+    }
+
+    /// Serves the connections that come, until the Machine ends.
+    pub(super) async fn serve(self: Arc<Self>, incoming: mpsc::Receiver<io::Result<DuplexStream>>) {
+        let service = AgentServer::new(Service(self)).max_decoding_message_size(64 * 1024 * 1024);
+        let served = Server::builder()
+            .add_service(service)
+            .serve_with_incoming(ReceiverStream::new(incoming));
+        if let Err(error) = served.await {
+            tracing::error!(%error, "the fake agent has stopped");
+        }
+    }
+
+    async fn gate(&self, call: &'static str) -> Result<(), Status> {
+        match self.host.pass(FaultPoint::Call(call)).await {
+            Ok(()) => Ok(()),
+            Err(Injected) => Err(refusal(ErrorCode::System, "a test wanted this", libc::EIO)),
+        }
+    }
+
+    fn tell(&self, event: v1::watch_event::Event) {
+        // Nobody may watch.
+        drop(self.events.send(v1::WatchEvent { event: Some(event) }));
+    }
+
+    fn find(&self, container_id: &str, exec_id: &str) -> Result<Arc<FakeProcess>, Status> {
+        self.process(container_id, exec_id).ok_or_else(|| {
+            let message = format!("no process {container_id:?} {exec_id:?}");
+            refusal(ErrorCode::NotFound, &message, 0)
+        })
+    }
+
+    fn surroundings(&self, process: &v1::Process) -> Surroundings {
+        let hostname = lock(&self.state)
+            .configured
+            .as_ref()
+            .map(|sandbox| sandbox.hostname.clone());
+        let pairs = process.env.iter().filter_map(|entry| {
+            let entry = String::from_utf8_lossy(entry).into_owned();
+            entry
+                .split_once('=')
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        });
+        Surroundings {
+            env: pairs.collect(),
+            hostname: hostname.unwrap_or_default(),
+            cwd: process.cwd.clone(),
+            user: process
+                .user
+                .as_ref()
+                .map(|user| user.spec.clone())
+                .unwrap_or_default(),
+        }
+    }
+
+    fn snapshot(state: &Guest) -> v1::WatchEvent {
+        let containers = state.containers.iter().map(|(id, container)| {
+            let (phase, started_at_ns, exit) = match container.init.state() {
+                State::Created => (v1::ContainerPhase::Created, 0, None),
+                State::Running { started_at_ns } => (v1::ContainerPhase::Running, started_at_ns, None),
+                State::Exited { started_at_ns, exit } => {
+                    (v1::ContainerPhase::Exited, started_at_ns, Some(exit))
+                }
+            };
+            v1::ContainerState {
+                container_id: id.clone(),
+                phase: phase.into(),
+                pid: 42,
+                started_at_ns,
+                exit,
+            }
+        });
+        let snapshot = v1::Snapshot {
+            containers: containers.collect(),
+        };
+        v1::WatchEvent {
+            event: Some(v1::watch_event::Event::Snapshot(snapshot)),
+        }
+    }
+}
+
+fn refusal(code: ErrorCode, message: &str, errno: i32) -> Status {
+    let error = AgentError {
+        code: code.into(),
+        message: message.to_owned(),
+        container_id: String::new(),
+        errno,
+    };
+    Status::with_details(Code::Unknown, message, error.encode_to_vec().into())
+}
+
+fn no_container(id: &str) -> Status {
+    refusal(ErrorCode::NotFound, &format!("no container {id:?}"), 0)
+}
+
+/// The RPC edge of a [`FakeAgent`].
+#[derive(Debug)]
+struct Service(Arc<FakeAgent>);
+
+#[tonic::async_trait]
+impl Agent for Service {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
+
+    async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
+        self.0.gate("Info").await?;
+        Ok(Response::new(v1::InfoResponse {
+            protocol_version: PROTOCOL_VERSION,
+            agent_version: "fake".to_owned(),
+            kernel_release: "6.12-fake".to_owned(),
+            boot_id: "fake".to_owned(),
+            memory_total_bytes: 512 << 20,
+            cpus_online: 1,
+        }))
+    }
+
+    async fn configure_sandbox(
+        &self,
+        request: Request<v1::ConfigureSandboxRequest>,
+    ) -> Result<Response<v1::ConfigureSandboxResponse>, Status> {
+        self.0.gate("ConfigureSandbox").await?;
+        let request = request.into_inner();
+        let mut state = lock(&self.0.state);
+        if state.configured.as_ref().is_some_and(|before| *before != request) {
+            return Err(refusal(ErrorCode::WrongState, "configured differently before", 0));
+        }
+        state.configured = Some(request);
+        Ok(Response::new(v1::ConfigureSandboxResponse {}))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<v1::CreateContainerRequest>,
+    ) -> Result<Response<v1::CreateContainerResponse>, Status> {
+        self.0.gate("CreateContainer").await?;
+        let request = request.into_inner();
+        let process = request.process.clone().unwrap_or_default();
+        // A missing program is found by execve, which is StartContainer's.
+        let steps = script::parse(&process.args, &self.0.surroundings(&process)).unwrap_or_default();
+        let mut state = lock(&self.0.state);
+        if state.configured.is_none() {
+            return Err(refusal(ErrorCode::WrongState, "the sandbox is not configured", 0));
+        }
+        if state.containers.contains_key(&request.container_id) {
+            return Err(refusal(ErrorCode::AlreadyExists, "the container exists", 0));
+        }
+        let container = Container {
+            init: Arc::new(FakeProcess::new(steps, &process)),
+            execs: BTreeMap::new(),
+            request,
+        };
+        state
+            .containers
+            .insert(container.request.container_id.clone(), container);
+        Ok(Response::new(v1::CreateContainerResponse {
+            pid: 42,
+            user: Some(v1::ResolvedUser::default()),
+        }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Result<Response<v1::StartContainerResponse>, Status> {
+        self.0.gate("StartContainer").await?;
+        let container_id = request.into_inner().container_id;
+        let process = self
+            .0
+            .container(&container_id)
+            .and_then(|request| request.process);
+        let process = process.ok_or_else(|| no_container(&container_id))?;
+        let init = self.0.find(&container_id, "")?;
+        if !matches!(init.state(), State::Created) {
+            return Err(refusal(
+                ErrorCode::WrongState,
+                "the container was started before",
+                0,
+            ));
+        }
+        if let Err(errno) = script::parse(&process.args, &self.0.surroundings(&process)) {
+            return Err(refusal(
+                ErrorCode::Exec,
+                &format!("execute {:?}", process.args),
+                errno,
+            ));
+        }
+        let started_at_ns = init.begin();
+        let agent = Arc::clone(&self.0);
+        lock(&self.0.state).running.spawn(async move {
+            let exit = init.run().await;
+            agent.tell(v1::watch_event::Event::Exited(v1::ContainerExited {
+                container_id,
+                exit: Some(exit),
+            }));
+        });
+        Ok(Response::new(v1::StartContainerResponse { started_at_ns }))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<v1::RemoveContainerRequest>,
+    ) -> Result<Response<v1::RemoveContainerResponse>, Status> {
+        self.0.gate("RemoveContainer").await?;
+        let container_id = request.into_inner().container_id;
+        let removed = lock(&self.0.state).containers.remove(&container_id);
+        let container = removed.ok_or_else(|| no_container(&container_id))?;
+        for process in container.execs.values().chain([&container.init]) {
+            process.signal(libc::SIGKILL);
+            process.kill();
+        }
+        Ok(Response::new(v1::RemoveContainerResponse {}))
+    }
+
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
+        self.0.gate("Exec").await?;
+        let request = request.into_inner();
+        let init = self.0.find(&request.container_id, "")?;
+        if !matches!(init.state(), State::Running { .. }) {
+            return Err(refusal(ErrorCode::WrongState, "the container does not run", 0));
+        }
+        let process = request.process.unwrap_or_default();
+        let steps = script::parse(&process.args, &self.0.surroundings(&process))
+            .map_err(|errno| refusal(ErrorCode::Exec, &format!("execute {:?}", process.args), errno))?;
+        let exec = Arc::new(FakeProcess::new(steps, &process));
+        let mut state = lock(&self.0.state);
+        let container = state.containers.get_mut(&request.container_id);
+        let container = container.ok_or_else(|| no_container(&request.container_id))?;
+        if container.execs.contains_key(&request.exec_id) {
+            return Err(refusal(ErrorCode::AlreadyExists, "the exec id is in use", 0));
+        }
+        container.execs.insert(request.exec_id, Arc::clone(&exec));
+        exec.begin();
+        state.running.spawn(async move {
+            exec.run().await;
+        });
+        Ok(Response::new(v1::ExecResponse { pid: 43 }))
+    }
+
+    async fn remove_exec(
+        &self,
+        request: Request<v1::RemoveExecRequest>,
+    ) -> Result<Response<v1::RemoveExecResponse>, Status> {
+        self.0.gate("RemoveExec").await?;
+        let request = request.into_inner();
+        let mut state = lock(&self.0.state);
+        let container = state.containers.get_mut(&request.container_id);
+        let exec = container.and_then(|container| container.execs.remove(&request.exec_id));
+        let exec = exec.ok_or_else(|| refusal(ErrorCode::NotFound, "no such exec", 0))?;
+        exec.signal(libc::SIGKILL);
+        exec.kill();
+        Ok(Response::new(v1::RemoveExecResponse {}))
+    }
+
+    async fn signal(
+        &self,
+        request: Request<v1::SignalRequest>,
+    ) -> Result<Response<v1::SignalResponse>, Status> {
+        self.0.gate("Signal").await?;
+        let request = request.into_inner();
+        let process = self.0.find(&request.container_id, &request.exec_id)?;
+        let signal = i32::try_from(request.signal)
+            .map_err(|_| refusal(ErrorCode::InvalidArgument, "no such signal", 0))?;
+        if !process.signal(signal) {
+            return Err(refusal(ErrorCode::WrongState, "the process has ended", 0));
+        }
+        if matches!(process.state(), State::Created) && signal == libc::SIGKILL {
+            process.kill();
+        }
+        if request.all {
+            let state = lock(&self.0.state);
+            let container = state.containers.get(&request.container_id);
+            for exec in container.iter().flat_map(|container| container.execs.values()) {
+                exec.signal(signal);
+            }
+        }
+        Ok(Response::new(v1::SignalResponse {}))
+    }
+
+    async fn wait(&self, request: Request<v1::WaitRequest>) -> Result<Response<v1::WaitResponse>, Status> {
+        self.0.gate("Wait").await?;
+        let request = request.into_inner();
+        let process = self.0.find(&request.container_id, &request.exec_id)?;
+        let exit = Some(process.ended().await);
+        Ok(Response::new(v1::WaitResponse { exit }))
+    }
+
+    async fn resize_terminal(
+        &self,
+        request: Request<v1::ResizeTerminalRequest>,
+    ) -> Result<Response<v1::ResizeTerminalResponse>, Status> {
+        self.0.gate("ResizeTerminal").await?;
+        let request = request.into_inner();
+        self.0.find(&request.container_id, &request.exec_id)?;
+        Ok(Response::new(v1::ResizeTerminalResponse {}))
+    }
+
+    async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        self.0.gate("Watch").await?;
+        // Under the lock: an end between the two would be told twice, and never not at all.
+        let state = lock(&self.0.state);
+        let events = BroadcastStream::new(self.0.events.subscribe());
+        let snapshot = FakeAgent::snapshot(&state);
+        drop(state);
+        let events = events.map(|event| event.map_err(|_| Status::unavailable("too slow")));
+        let stream = tokio_stream::once(Ok(snapshot)).chain(events);
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn update_container(
+        &self,
+        request: Request<v1::UpdateContainerRequest>,
+    ) -> Result<Response<v1::UpdateContainerResponse>, Status> {
+        self.0.gate("UpdateContainer").await?;
+        let request = request.into_inner();
+        self.0.find(&request.container_id, "")?;
+        lock(&self.0.state).updates.push(request);
+        Ok(Response::new(v1::UpdateContainerResponse {}))
+    }
+
+    async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+        self.0.gate("Stats").await?;
+        let wanted = request.into_inner().container_id;
+        let ids = self
+            .0
+            .containers()
+            .into_iter()
+            .filter(|id| wanted.is_empty() || *id == wanted);
+        let containers = ids.map(|container_id| v1::ContainerStats {
+            container_id,
+            cgroup: Some(v1::CgroupStats::default()),
+            ..v1::ContainerStats::default()
+        });
+        Ok(Response::new(v1::StatsResponse {
+            timestamp_ns: 1,
+            sandbox: Some(v1::CgroupStats::default()),
+            containers: containers.collect(),
+            interfaces: Vec::new(),
+        }))
+    }
+
+    async fn shutdown(
+        &self,
+        _: Request<v1::ShutdownRequest>,
+    ) -> Result<Response<v1::ShutdownResponse>, Status> {
+        self.0.gate("Shutdown").await?;
+        self.0.shut_down.send_replace(true);
+        Ok(Response::new(v1::ShutdownResponse {}))
+    }
+}

@@ -1,0 +1,386 @@
+//! One fake Machine: a VMM's sockets in the Machine's directory, a guest behind them, and an end.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, OnceLock, Weak},
+    time::Duration,
+};
+
+use prost::Message as _;
+use proto::{
+    agent::v1,
+    machine::{
+        Description, Device, DevicePlace, ExitReason, FileSource, MachineConfig, Request, Response, Stats,
+        Timeline,
+    },
+    stdio::{AGENT_PORT, READY_PORT, STDIO_PORT},
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, watch},
+    task::{AbortHandle, JoinSet},
+};
+
+use super::{FaultPoint, Injected, Shared, agent::FakeAgent, lock, relay::relay, stdio};
+use crate::{
+    guest::ready::PROTOCOL_VERSION,
+    machine::{Kill, LaunchSpec, Layout, MachineExit, Process},
+    sys::unix_socket,
+};
+
+/// The first slot of the PCI bus that devices get.
+const FIRST_SLOT: usize = 3;
+
+/// A Machine of a [`FakeHost`](super::FakeHost).
+#[derive(Debug)]
+pub struct FakeMachine {
+    host: Arc<Shared>,
+    layout: Layout,
+    config: MachineConfig,
+    pid: u32,
+    exit: watch::Sender<Option<MachineExit>>,
+    agent: Arc<FakeAgent>,
+    stalled: watch::Sender<bool>,
+    bus: Mutex<Bus>,
+    console: Mutex<String>,
+    timeline: Mutex<Timeline>,
+    to_agent: OnceLock<mpsc::Sender<io::Result<DuplexStream>>>,
+    tasks: Mutex<JoinSet<()>>,
+    connections: Mutex<Vec<AbortHandle>>,
+    this: Weak<Self>,
+}
+
+#[derive(Debug, Default)]
+struct Bus {
+    devices: Vec<DevicePlace>,
+    slots_used: usize,
+}
+
+#[derive(Debug)]
+struct Killer(Weak<FakeMachine>);
+
+impl Kill for Killer {
+    fn kill(&self) -> io::Result<()> {
+        if let Some(machine) = self.0.upgrade() {
+            machine.kill(MachineExit::Signalled(libc::SIGKILL));
+        }
+        Ok(())
+    }
+}
+
+impl FakeMachine {
+    pub(super) fn start(host: Arc<Shared>, spec: &LaunchSpec, pid: u32) -> io::Result<Arc<Self>> {
+        check_descriptors(&spec.config, spec.inherited.len())?;
+        let control = unix_socket::listen(&spec.layout.control())?;
+        let vsock = unix_socket::listen(&spec.layout.vsock())?;
+        let machine = Arc::new_cyclic(|this: &Weak<Self>| Self {
+            agent: Arc::new(FakeAgent::new(Arc::clone(&host))),
+            host,
+            layout: spec.layout.clone(),
+            config: spec.config.clone(),
+            pid,
+            exit: watch::Sender::new(None),
+            stalled: watch::Sender::new(false),
+            bus: Mutex::default(),
+            console: Mutex::new("fake kernel\n".to_owned()),
+            timeline: Mutex::default(),
+            to_agent: OnceLock::new(),
+            tasks: Mutex::default(),
+            connections: Mutex::default(),
+            this: this.clone(),
+        });
+        for device in &spec.config.devices {
+            machine.plug(device).map_err(io::Error::other)?;
+        }
+        let (connections, incoming) = mpsc::channel(16);
+        // Set once, here.
+        drop(machine.to_agent.set(connections));
+        let service = Arc::clone(&machine.agent).serve(incoming);
+        machine.spawn(service);
+        machine.spawn(Arc::clone(&machine).accept_control(control));
+        machine.spawn(Arc::clone(&machine).accept_vsock(vsock));
+        machine.spawn(Arc::clone(&machine).boot());
+        machine.spawn(Arc::clone(&machine).power_off_when_asked());
+        Ok(machine)
+    }
+
+    /// The sandbox's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.layout.id()
+    }
+
+    /// What the Machine was started with; descriptors are indices.
+    #[must_use]
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// The fake guest's agent: what the daemon told it.
+    #[must_use]
+    pub fn agent(&self) -> &FakeAgent {
+        &self.agent
+    }
+
+    /// Ids of the devices on the bus, in the order in which they came.
+    #[must_use]
+    pub fn devices(&self) -> Vec<String> {
+        lock(&self.bus)
+            .devices
+            .iter()
+            .map(|device| device.id.clone())
+            .collect()
+    }
+
+    /// A handle as the daemon gets it.
+    #[must_use]
+    pub fn process(&self) -> Process {
+        Process::new(
+            self.pid,
+            self.exit.subscribe(),
+            Arc::new(Killer(self.this.clone())),
+        )
+    }
+
+    /// Adds text to the console.
+    pub fn print(&self, text: &str) {
+        lock(&self.console).push_str(text);
+    }
+
+    /// Ends the VMM at once in this way: all connections break, the directory stays. The first end counts.
+    pub fn kill(&self, exit: MachineExit) {
+        let first = self.exit.send_if_modified(|now| {
+            let first = now.is_none();
+            if first {
+                *now = Some(exit);
+            }
+            first
+        });
+        if first {
+            // What a VMM leaves that had the time to.
+            if matches!(exit, MachineExit::Exited(_)) {
+                drop(std::fs::write(
+                    self.layout.console_log(),
+                    lock(&self.console).as_bytes(),
+                ));
+            }
+            self.agent.stop();
+            lock(&self.tasks).abort_all();
+        }
+    }
+
+    /// The agent dies: it is PID 1, so the guest's kernel panics, and the VMM ends.
+    pub fn kill_agent(&self) {
+        self.print("Kernel panic - not syncing: Attempted to kill init!\n");
+        self.kill(MachineExit::Exited(ExitReason::GuestPanic));
+    }
+
+    /// Stops or lets go every byte between daemon and guest; connections stay.
+    pub fn stall(&self, stalled: bool) {
+        self.stalled.send_replace(stalled);
+    }
+
+    /// Breaks every connection between daemon and guest; new ones can be made.
+    pub fn drop_connections(&self) {
+        for connection in lock(&self.connections).drain(..) {
+            connection.abort();
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        let handle = tasks.spawn(task);
+        // The end may have come from another thread meanwhile, or before.
+        if self.exit.borrow().is_some() {
+            tasks.abort_all();
+        }
+        handle
+    }
+
+    async fn boot(self: Arc<Self>) {
+        lock(&self.timeline).process_started_ns = monotonic_ns();
+        match self.host.fault(FaultPoint::Boot) {
+            Some(super::Fault::Fail) => return self.kill_agent(),
+            Some(super::Fault::Stall) => return,
+            None => {}
+        }
+        lock(&self.timeline).kernel_entered_ns = Some(monotonic_ns());
+        let ready = v1::Ready {
+            protocol_version: PROTOCOL_VERSION,
+            agent_version: "fake".to_owned(),
+            main_entered_ns: 1_000_000,
+            ready_ns: 2_000_000,
+        };
+        // As in a real guest, a connection that nobody accepts is reset and the agent goes on.
+        if let Ok(mut stream) = unix_socket::connect(&self.layout.vsock_port(READY_PORT)).await {
+            drop(stream.write_all(&ready.encode_length_delimited_to_vec()).await);
+        }
+        lock(&self.timeline).first_vsock_ns = Some(monotonic_ns());
+    }
+
+    async fn power_off_when_asked(self: Arc<Self>) {
+        self.agent.shutdown_asked().await;
+        // The agent answers first.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        self.kill(MachineExit::Exited(ExitReason::Ended));
+    }
+
+    async fn accept_vsock(self: Arc<Self>, listener: UnixListener) {
+        while let Ok((stream, _)) = listener.accept().await {
+            let machine = Arc::clone(&self);
+            let connection = self.spawn(async move {
+                // The daemon went away.
+                drop(machine.serve_vsock(stream).await);
+            });
+            lock(&self.connections).push(connection);
+        }
+    }
+
+    async fn serve_vsock(&self, mut stream: UnixStream) -> io::Result<()> {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            line.push(stream.read_u8().await?);
+        }
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if self.host.pass(FaultPoint::Dial).await.is_err() {
+            return Ok(());
+        }
+        let port = line
+            .strip_prefix("CONNECT ")
+            .and_then(|port| port.trim_end().parse::<u32>().ok());
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let serve_stdio = async {
+            // Ends with its connection.
+            drop(stdio::serve(&self.agent, near).await);
+        };
+        match port {
+            Some(AGENT_PORT) => {
+                stream.write_all(b"OK 1073741824\n").await?;
+                let (near, far) = tokio::io::duplex(64 * 1024);
+                if let Some(to_agent) = self.to_agent.get() {
+                    to_agent.send(Ok(near)).await.map_err(io::Error::other)?;
+                }
+                relay(stream, far, self.stalled.subscribe()).await;
+            }
+            Some(STDIO_PORT) => {
+                stream.write_all(b"OK 1073741825\n").await?;
+                tokio::join!(relay(stream, far, self.stalled.subscribe()), serve_stdio);
+            }
+            // Nobody listens there.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn accept_control(self: Arc<Self>, listener: UnixListener) {
+        while let Ok((stream, _)) = listener.accept().await {
+            let machine = Arc::clone(&self);
+            self.spawn(async move {
+                // The daemon went away.
+                drop(machine.serve_control(stream).await);
+            });
+        }
+    }
+
+    async fn serve_control(&self, stream: UnixStream) -> io::Result<()> {
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        while stream.read_line(&mut line).await? > 0 {
+            let passed = self.host.pass(FaultPoint::Control).await;
+            let request = serde_json::from_str(&line);
+            let stop = matches!(request, Ok(Request::Stop {}));
+            let response = match (passed, request) {
+                (Err(Injected), _) => refusal("a test wanted this"),
+                (Ok(()), Ok(request)) => self.control(request),
+                (Ok(()), Err(error)) => refusal(&error.to_string()),
+            };
+            let mut answer = serde_json::to_vec(&response)?;
+            answer.push(b'\n');
+            stream.write_all(&answer).await?;
+            if stop {
+                self.kill(MachineExit::Exited(ExitReason::Ended));
+            }
+            line.clear();
+        }
+        Ok(())
+    }
+
+    fn control(&self, request: Request) -> Response {
+        match request {
+            Request::Describe {} => Response::Description(Description {
+                id: self.id().to_owned(),
+                pid: self.pid,
+                timeline: *lock(&self.timeline),
+                devices: lock(&self.bus).devices.clone(),
+            }),
+            Request::AddDevice { device } => match self.plug(&device) {
+                Ok(pci_address) => Response::Added { pci_address },
+                Err(message) => refusal(&message),
+            },
+            Request::RemoveDevice { id } => {
+                let mut bus = lock(&self.bus);
+                let before = bus.devices.len();
+                bus.devices.retain(|device| device.id != id);
+                if bus.devices.len() < before {
+                    Response::Done {}
+                } else {
+                    refusal(&format!("no device {id:?}"))
+                }
+            }
+            Request::Console {} => Response::Console {
+                text: lock(&self.console).clone(),
+                dropped: 0,
+            },
+            Request::Stats {} => Response::Stats(Stats {
+                exits: BTreeMap::from([("hlt".to_owned(), 1)]),
+            }),
+            Request::Stop {} => Response::Done {},
+        }
+    }
+
+    fn plug(&self, device: &Device) -> Result<String, String> {
+        let mut bus = lock(&self.bus);
+        if bus.devices.iter().any(|other| other.id == device.id()) {
+            return Err(format!("there is a device {:?} already", device.id()));
+        }
+        let slot = FIRST_SLOT + bus.slots_used;
+        bus.slots_used += 1;
+        let pci_address = format!("0000:00:{:02x}.{}", slot / 8, slot % 8);
+        bus.devices.push(DevicePlace {
+            id: device.id().to_owned(),
+            pci_address: pci_address.clone(),
+        });
+        Ok(pci_address)
+    }
+}
+
+fn refusal(message: &str) -> Response {
+    Response::Error {
+        message: message.to_owned(),
+    }
+}
+
+/// As the real launcher: an index without a descriptor starts nothing.
+fn check_descriptors(config: &MachineConfig, given: usize) -> io::Result<()> {
+    let sources = config.devices.iter().map(|device| match device {
+        Device::Net { tap, .. } => tap,
+        Device::Block { file, .. } | Device::Pmem { file, .. } => file,
+    });
+    for source in sources.chain([&config.kernel, &config.initramfs]) {
+        if let FileSource::Fd(index) = source
+            && usize::try_from(*index).is_ok_and(|index| index >= given)
+        {
+            return Err(io::Error::other(format!("descriptor {index} of {given}")));
+        }
+    }
+    Ok(())
+}
+
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let elapsed = Duration::try_from(now).unwrap_or_default();
+    u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
+}

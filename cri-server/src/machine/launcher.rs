@@ -1,0 +1,305 @@
+//! Starts VMM processes and finds them again after a restart of the daemon.
+//!
+//! [`Launcher`] is the seam where tests put a fake host (`guest::fake`). [`VmmLauncher`] is the real one: it writes
+//! `machine.json`, starts `clearpod-vmm` in a session and cgroup of its own, and records who the process is before anything
+//! else can fail. It does not make directories, sockets, taps or cgroups.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use proto::machine::{Device, FileSource, MachineConfig};
+use tokio::{sync::watch, task::JoinSet};
+
+use super::{
+    layout::Layout,
+    monitor::Watched,
+    process::{Identity, Process, boot_id},
+};
+use crate::sys::spawn;
+
+/// What a Machine is started with.
+#[derive(Debug)]
+pub struct LaunchSpec {
+    /// Its directory, which exists; the VMM's working directory.
+    pub layout: Layout,
+    /// Its configuration. Every [`FileSource::Fd`] in it is an index into `inherited`, as in a control request; the
+    /// launcher writes the number that the descriptor has in the VMM.
+    pub config: MachineConfig,
+    /// Descriptors that the VMM inherits; closed in the daemon when the call returns.
+    pub inherited: Vec<OwnedFd>,
+    /// cgroup directory which the VMM is in from its first instruction on.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Why no VMM was started. Nothing runs then.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The configuration names a descriptor that was not given.
+    #[error("{field} of machine {id} is descriptor {index}, but {given} are inherited")]
+    Descriptor {
+        /// The Machine.
+        id: String,
+        /// Which part of the configuration.
+        field: String,
+        /// The index that it names.
+        index: u32,
+        /// How many there are.
+        given: usize,
+    },
+    /// A step failed.
+    #[error("{step} of machine {id}")]
+    Step {
+        /// The Machine.
+        id: String,
+        /// What was done.
+        step: &'static str,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+}
+
+/// Why a running VMM was not taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// The recorded process does not exist any more.
+    #[error("the VMM of machine {id} is gone")]
+    Gone {
+        /// The Machine.
+        id: String,
+    },
+    /// No process was recorded and none works in the Machine's directory.
+    #[error("machine {id} has no VMM")]
+    NeverStarted {
+        /// The Machine.
+        id: String,
+    },
+    /// It cannot be told.
+    #[error("find the VMM of machine {id}")]
+    Unknown {
+        /// The Machine.
+        id: String,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+}
+
+/// Starts Machines and takes over those of an earlier daemon.
+#[async_trait]
+pub trait Launcher: Send + Sync + std::fmt::Debug {
+    /// Starts the VMM of one Machine. It survives the daemon. The Machine is not ready yet: see `guest::ReadyListener`.
+    ///
+    /// # Errors
+    /// [`LaunchError`]; no process is left behind then.
+    async fn launch(&self, spec: LaunchSpec) -> Result<Process, LaunchError>;
+
+    /// Takes over the running VMM of a Machine whose directory was found. It may end at any moment.
+    ///
+    /// # Errors
+    /// [`AdoptError`]; only after `Gone` and `NeverStarted` is it certain that no VMM runs.
+    async fn adopt(&self, layout: &Layout) -> Result<Process, AdoptError>;
+}
+
+/// Starts `clearpod-vmm`.
+#[derive(Debug)]
+pub struct VmmLauncher {
+    program: PathBuf,
+    monitors: Mutex<JoinSet<()>>,
+}
+
+impl VmmLauncher {
+    /// A launcher of the program at this path.
+    #[must_use]
+    pub fn new(program: PathBuf) -> Self {
+        Self {
+            program,
+            monitors: Mutex::new(JoinSet::new()),
+        }
+    }
+
+    fn monitor(&self, identity: &Identity, watched: Watched) -> Process {
+        let watched = Arc::new(watched);
+        let (sender, receiver) = watch::channel(None);
+        let mut monitors = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
+        while monitors.try_join_next().is_some() {}
+        monitors.spawn(Arc::clone(&watched).publish_exit(sender));
+        Process::new(identity.pid, receiver, watched)
+    }
+}
+
+#[async_trait]
+impl Launcher for VmmLauncher {
+    async fn launch(&self, spec: LaunchSpec) -> Result<Process, LaunchError> {
+        let id = spec.layout.id().to_owned();
+        let step = |step| {
+            let id = id.clone();
+            move |source| LaunchError::Step { id, step, source }
+        };
+        let program = self.program.clone();
+        // Fork copies the daemon's page tables and exec reads the program: too long for an async thread.
+        let identity = tokio::task::spawn_blocking(move || start(&program, spec))
+            .await
+            .map_err(io::Error::other)
+            .map_err(step("start the VMM"))??;
+        let watched = Watched::open(&identity)
+            .and_then(|watched| watched.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)))
+            .map_err(step("watch the VMM"))?;
+        Ok(self.monitor(&identity, watched))
+    }
+
+    async fn adopt(&self, layout: &Layout) -> Result<Process, AdoptError> {
+        let id = || layout.id().to_owned();
+        let unknown = |source| AdoptError::Unknown { id: id(), source };
+        let identity = match Identity::load(&layout.process()) {
+            Ok(Some(identity)) => identity,
+            Ok(None) => find_by_directory(layout)
+                .map_err(unknown)?
+                .ok_or_else(|| AdoptError::NeverStarted { id: id() })?,
+            // A torn record cannot be: it is renamed into place. Someone wrote it, so look for ourselves.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => find_by_directory(layout)
+                .map_err(unknown)?
+                .ok_or_else(|| AdoptError::Gone { id: id() })?,
+            Err(error) => return Err(unknown(error)),
+        };
+        match Watched::open(&identity).map_err(unknown)? {
+            Some(watched) => Ok(self.monitor(&identity, watched)),
+            None => Err(AdoptError::Gone { id: id() }),
+        }
+    }
+}
+
+/// The start story: configuration, process, record.
+fn start(program: &Path, mut spec: LaunchSpec) -> Result<Identity, LaunchError> {
+    let id = spec.layout.id().to_owned();
+    let step = |step| {
+        let id = id.clone();
+        move |source| LaunchError::Step { id, step, source }
+    };
+    name_descriptors(&mut spec.config, &spec.inherited)?;
+    let config = serde_json::to_vec_pretty(&spec.config)
+        .map_err(io::Error::from)
+        .map_err(step("encode the configuration"))?;
+    fs_err::write(spec.layout.config(), config).map_err(step("write the configuration"))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(spec.layout.vmm_log())
+        .map_err(step("open vmm.log"))?;
+    let errors = log.try_clone().map_err(step("open vmm.log"))?;
+    let cgroup_procs = spec
+        .cgroup
+        .as_deref()
+        .map(|cgroup| File::options().write(true).open(cgroup.join("cgroup.procs")))
+        .transpose()
+        .map_err(step("open cgroup.procs"))?;
+
+    let mut command = Command::new(program);
+    command
+        .arg("--config")
+        .arg("machine.json")
+        .current_dir(spec.layout.directory())
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors);
+    spawn::detach(&mut command, cgroup_procs, spec.inherited);
+    let mut child = command.spawn().map_err(step("start the VMM"))?;
+
+    // The child is not reaped before this function ends, so its pid is its own.
+    let recorded = Identity::read(child.id()).and_then(|identity| {
+        identity.store(&spec.layout.process())?;
+        Ok(identity)
+    });
+    let pid = child.id();
+    let identity = recorded.map_err(|error| {
+        // Unrecorded it would be lost to a later daemon, so it must not run.
+        if let Err(error) = child.kill().and_then(|()| child.wait()) {
+            tracing::error!(machine = id, pid = child.id(), %error, "an unrecorded VMM could not be killed");
+        }
+        step("record the process")(error)
+    })?;
+    // The daemon may be protected from the host's out-of-memory killer (systemd's OOMScoreAdjust); a pod must not be.
+    if let Err(error) = fs_err::write(format!("/proc/{pid}/oom_score_adj"), "0") {
+        tracing::debug!(machine = id, pid, %error, "oom_score_adj of the VMM is the daemon's");
+    }
+    Ok(identity)
+}
+
+/// Replaces each index into `inherited` by the number of that descriptor, which it keeps in the VMM.
+fn name_descriptors(config: &mut MachineConfig, inherited: &[OwnedFd]) -> Result<(), LaunchError> {
+    let id = config.id.clone();
+    let name = |field: &str, source: &mut FileSource| {
+        let FileSource::Fd(index) = *source else {
+            return Ok(());
+        };
+        let number = usize::try_from(index)
+            .ok()
+            .and_then(|index| inherited.get(index))
+            .and_then(|descriptor| u32::try_from(descriptor.as_raw_fd()).ok());
+        match number {
+            Some(number) => {
+                *source = FileSource::Fd(number);
+                Ok(())
+            }
+            None => Err(LaunchError::Descriptor {
+                id: id.clone(),
+                field: field.to_owned(),
+                index,
+                given: inherited.len(),
+            }),
+        }
+    };
+    name("kernel", &mut config.kernel)?;
+    name("initramfs", &mut config.initramfs)?;
+    for device in &mut config.devices {
+        let field = format!("device {}", device.id());
+        match device {
+            Device::Net { tap, .. } => name(&field, tap)?,
+            Device::Block { file, .. } | Device::Pmem { file, .. } => name(&field, file)?,
+        }
+    }
+    Ok(())
+}
+
+/// Finds a VMM that was started but not recorded (the daemon was killed in between): the process whose working directory
+/// is the Machine's.
+fn find_by_directory(layout: &Layout) -> io::Result<Option<Identity>> {
+    let directory = match fs_err::canonicalize(layout.directory()) {
+        Ok(directory) => directory,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let boot_id = boot_id()?;
+    for entry in fs_err::read_dir("/proc")? {
+        let Some(pid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        // Processes end while we look, and zombies have no working directory: not ours.
+        let (Ok(before), Ok(cwd)) = (
+            Identity::read(pid),
+            std::fs::read_link(format!("/proc/{pid}/cwd")),
+        ) else {
+            continue;
+        };
+        if cwd == directory && before.boot_id == boot_id {
+            return Ok(Some(before));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests;

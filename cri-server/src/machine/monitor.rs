@@ -1,0 +1,84 @@
+//! Watches one VMM process through its pidfd and tells how it ended. No decision is made here.
+//!
+//! The pidfd is taken while the process cannot have been reaped (our child) or is checked against its recorded start time
+//! afterwards (adoption), so that it always refers to the VMM.
+
+use std::{io, os::fd::OwnedFd, sync::Arc};
+
+use proto::machine::ExitReason;
+use rustix::process::{
+    PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
+};
+use tokio::{io::unix::AsyncFd, sync::watch};
+
+use super::process::{Identity, Kill, MachineExit};
+use crate::sys::readiness;
+
+/// A process that cannot be mistaken for another one.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+impl Watched {
+    /// Opens the process of `identity`, if that very process still exists (or is a zombie).
+    pub(super) fn open(identity: &Identity) -> io::Result<Option<Self>> {
+        let Some(pid) = identity.raw_pid() else {
+            return Ok(None);
+        };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Read after the pidfd was opened: had the pid been given to another process before, that one's start time is read.
+        match Identity::read(identity.pid) {
+            Ok(now) if now == *identity => {}
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let pidfd = readiness::readable(pidfd)?;
+        Ok(Some(Self { pidfd }))
+    }
+
+    /// Waits for the end and publishes it.
+    pub(super) async fn publish_exit(self: Arc<Self>, exit: watch::Sender<Option<MachineExit>>) {
+        let ended = match self.pidfd.readable().await {
+            Ok(_) => self.reap(),
+            Err(error) => {
+                tracing::error!(%error, "cannot wait for a VMM process; taken for ended");
+                MachineExit::Unobserved
+            }
+        };
+        exit.send_replace(Some(ended));
+    }
+
+    /// pidfd_open(2): readable means that the process has ended; only its parent learns how.
+    fn reap(&self) -> MachineExit {
+        use std::os::fd::AsFd as _;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        match waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), options) {
+            Ok(Some(status)) => exit_of(&status),
+            Ok(None) | Err(_) => MachineExit::Unobserved,
+        }
+    }
+}
+
+impl Kill for Watched {
+    fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn exit_of(status: &WaitIdStatus) -> MachineExit {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => MachineExit::Exited(ExitReason::from_code(code)),
+        (None, Some(signal)) => MachineExit::Signalled(signal),
+        (None, None) => MachineExit::Unobserved,
+    }
+}

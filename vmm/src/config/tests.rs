@@ -1,0 +1,132 @@
+//! Each refusal names its field.
+
+use std::io::Write;
+use std::os::fd::IntoRawFd;
+
+use proto::machine::Console;
+
+use super::*;
+
+fn config() -> MachineConfig {
+    MachineConfig {
+        version: CONFIG_VERSION,
+        id: "a1".to_owned(),
+        kernel: FileSource::Path("/dev/null".into()),
+        initramfs: FileSource::Path("/dev/null".into()),
+        command_line: "quiet".to_owned(),
+        vcpus: Vcpus { boot: 1, max: 2 },
+        memory_mib: 128,
+        control: "control.sock".into(),
+        console: Console {
+            ring_bytes: 65536,
+            dump: None,
+        },
+        vsock: None,
+        devices: Vec::new(),
+    }
+}
+
+fn refusal(change: impl FnOnce(&mut MachineConfig)) -> String {
+    let mut config = config();
+    change(&mut config);
+    let error = check(&config)
+        .and_then(|()| prepare(config, &mut Descriptors::none()))
+        .unwrap_err();
+    std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+fn pmem(id: &str, path: &str) -> Device {
+    Device::Pmem {
+        id: id.to_owned(),
+        file: FileSource::Path(path.into()),
+    }
+}
+
+#[test]
+fn a_good_configuration_becomes_a_plan() {
+    let mut config = config();
+    config.devices.push(pmem("layer-1", "/dev/null"));
+    check(&config).unwrap();
+    let plan = prepare(config, &mut Descriptors::none()).unwrap();
+    assert_eq!(plan.memory_bytes, 128 << 20);
+    assert!(plan.command_line.ends_with(" quiet"), "{}", plan.command_line);
+    assert_eq!(plan.devices[0].kind, DeviceKind::Pmem);
+}
+
+type Change = fn(&mut MachineConfig);
+
+#[test]
+fn every_refusal_names_its_field() {
+    let cases: [(&str, Change); 9] = [
+        ("version: 7", |config| config.version = 7),
+        ("id: ", |config| config.id = "../x".to_owned()),
+        ("vcpus: boot 0", |config| config.vcpus.boot = 0),
+        ("vcpus: boot 3", |config| config.vcpus.boot = 3),
+        ("vcpus: boot 1 and max 255", |config| config.vcpus.max = 255),
+        ("memory_mib: 1 ", |config| config.memory_mib = 1),
+        ("console.ring_bytes: 1 ", |config| config.console.ring_bytes = 1),
+        ("command_line: ", |config| config.command_line = "x".repeat(2048)),
+        ("vsock.guest_cid: 2", |config| {
+            config.vsock = Some(Vsock {
+                guest_cid: 2,
+                socket: "v".into(),
+            });
+        }),
+    ];
+    for (start, change) in cases {
+        let text = refusal(change);
+        assert!(text.starts_with(start), "{start:?}: {text}");
+    }
+}
+
+#[test]
+fn missing_files_and_bad_devices_are_named() {
+    let text = refusal(|config| config.kernel = FileSource::Path("/nowhere/vmlinux".into()));
+    assert!(
+        text.starts_with("kernel: ") && text.contains("/nowhere/vmlinux"),
+        "{text}"
+    );
+    let text = refusal(|config| config.devices.push(pmem("l", "/nowhere/layer")));
+    assert!(
+        text.starts_with("devices: ") && text.contains("device l") && text.contains("/nowhere/layer"),
+        "{text}"
+    );
+    let text = refusal(|config| config.devices = vec![pmem("l", "/dev/null"), pmem("l", "/dev/null")]);
+    assert!(text.contains("\"l\" is in use"), "{text}");
+    let text = refusal(|config| config.devices.push(pmem("a b", "/dev/null")));
+    assert!(text.contains("\"a b\""), "{text}");
+    let text = refusal(|config| config.initramfs = FileSource::Fd(1000));
+    assert!(text.starts_with("initramfs: ") && text.contains("1000"), "{text}");
+}
+
+#[test]
+fn a_descriptor_is_taken_once() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"x").unwrap();
+    let number = u32::try_from(file.into_raw_fd()).unwrap();
+    let mut descriptors = Descriptors::inherited();
+    let source = FileSource::Fd(number);
+    files::open(&source, &mut descriptors, false).unwrap();
+    let again = files::open(&source, &mut descriptors, false)
+        .unwrap_err()
+        .to_string();
+    assert!(again.contains("used twice"), "{again}");
+}
+
+#[test]
+fn mac_addresses_are_strict() {
+    assert_eq!(parse_mac("02:00:00:0a:ff:01"), Some([2, 0, 0, 10, 255, 1]));
+    for bad in [
+        "",
+        "02:00:00:0a:ff",
+        "02:00:00:0a:ff:01:02",
+        "01:00:5e:00:00:01",
+        "2:0:0:0:0:1",
+        "02:00:00:0a:ff:+1",
+    ] {
+        assert_eq!(parse_mac(bad), None, "{bad}");
+    }
+}

@@ -1,0 +1,338 @@
+//! The device on the event loop: moves packets between the guest's queues and the muxer.
+//!
+//! One pass takes what the guest sent, then gives the guest what waits, both with a budget so that other devices on the
+//! loop get their turn; what is left goes on through the device's own notification. When the guest has no rx buffers,
+//! nothing is read from host sockets, and the next notification of the rx queue resumes.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use tracing::{debug, error};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
+
+use super::super::buffers::Buffers;
+use super::super::{
+    ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt, VirtioDevice, config_space,
+};
+use super::muxer::{Muxer, path_fits};
+use super::packet::{self, Operation};
+use super::rings::RxWindow;
+
+/// rx, tx, events. Linux keeps the whole rx queue filled with pages, so its size is guest memory: 512 KiB.
+const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
+const RX: u16 = 0;
+const TX: u16 = 1;
+
+/// Packets that one pass takes, and turns that it gives.
+const PASS_BUDGET: usize = 128;
+
+const RX_NOTIFY: u32 = 0;
+const TX_NOTIFY: u32 = 1;
+const HOST: u32 = 2;
+
+/// Why there is no vsock device.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VsockError {
+    #[error("vsock.guest_cid {0} is reserved: it must be at least 3 and not 4294967295")]
+    ReservedCid(u32),
+    #[error("vsock.socket {} is too long: with \"_4294967295\" behind it, it must be shorter than 108 bytes", .0.display())]
+    PathTooLong(PathBuf),
+    #[error("cannot listen on vsock.socket {}", path.display())]
+    Listen {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// virtio-vsock.
+#[derive(Debug)]
+pub(crate) struct Vsock {
+    guest_cid: u32,
+    muxer: Muxer,
+    state: State,
+    first_connection: Arc<OnceLock<u64>>,
+}
+
+#[derive(Debug)]
+enum State {
+    Offered,
+    Active(Active),
+    /// The driver broke a queue; nothing works until it resets the device.
+    Broken,
+}
+
+#[derive(Debug)]
+struct Active {
+    memory: GuestMemory,
+    rx: ActiveQueue,
+    tx: ActiveQueue,
+    interrupt: Arc<dyn Interrupt>,
+}
+
+/// How far one half of a pass came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Nothing left to do; the next notification tells when that changes.
+    Done,
+    /// The other half must make room first.
+    Blocked,
+    /// There is more.
+    BudgetSpent,
+}
+
+impl Vsock {
+    /// Listens on `socket` at once. `first_connection` gets the CLOCK_MONOTONIC nanoseconds of the guest's first REQUEST.
+    pub(crate) fn new(
+        guest_cid: u32,
+        socket: &Path,
+        first_connection: Arc<OnceLock<u64>>,
+    ) -> Result<Self, VsockError> {
+        // 5.10.4: 0, 1, 2 and the upper bits are reserved; 2^32-1 is VMADDR_CID_ANY.
+        if guest_cid < 3 || guest_cid == u32::MAX {
+            return Err(VsockError::ReservedCid(guest_cid));
+        }
+        if !path_fits(socket) {
+            return Err(VsockError::PathTooLong(socket.to_owned()));
+        }
+        let muxer = Muxer::bind(u64::from(guest_cid), socket).map_err(|source| VsockError::Listen {
+            path: socket.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            guest_cid,
+            muxer,
+            state: State::Offered,
+            first_connection,
+        })
+    }
+
+    /// Moves packets until both sides have nothing more or the budget is spent.
+    pub(super) fn pass(&mut self) {
+        let State::Active(active) = &mut self.state else {
+            return;
+        };
+        match active.pass(&mut self.muxer, &self.first_connection) {
+            Ok(Progress::BudgetSpent) => {
+                if let Err(error) = active.tx.notify.write(1) {
+                    error!(%error, "vsock: cannot notify itself");
+                }
+            }
+            Ok(Progress::Done | Progress::Blocked) => {}
+            Err(error) => {
+                error!(%error, "vsock: the driver broke a queue; the device stops until it is reset");
+                self.muxer.close_all();
+                self.state = State::Broken;
+            }
+        }
+    }
+
+    /// What happened on the host, then a pass.
+    pub(super) fn host_pass(&mut self) {
+        self.muxer.host_events();
+        self.pass();
+    }
+
+    #[cfg(test)]
+    pub(super) fn muxer(&self) -> &Muxer {
+        &self.muxer
+    }
+}
+
+impl Active {
+    fn pass(
+        &mut self,
+        muxer: &mut Muxer,
+        first_connection: &OnceLock<u64>,
+    ) -> Result<Progress, virtio_queue::Error> {
+        loop {
+            let taken = self.take_packets(muxer, first_connection)?;
+            let given = self.give_packets(muxer)?;
+            if taken == Progress::BudgetSpent || given == Progress::BudgetSpent {
+                return Ok(Progress::BudgetSpent);
+            }
+            if taken == Progress::Done || !muxer.accepts_packets() {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Guest to host.
+    fn take_packets(
+        &mut self,
+        muxer: &mut Muxer,
+        first_connection: &OnceLock<u64>,
+    ) -> Result<Progress, virtio_queue::Error> {
+        let queue = &mut self.tx.queue;
+        let mut used = false;
+        queue.disable_notification(&self.memory)?;
+        let mut progress = Progress::BudgetSpent;
+        for _ in 0..PASS_BUDGET {
+            if !muxer.accepts_packets() {
+                progress = Progress::Blocked;
+                break;
+            }
+            let Some(chain) = next_chain(queue, &self.memory)? else {
+                progress = Progress::Done;
+                break;
+            };
+            let head = chain.head_index();
+            match packet::parse(Buffers::collect(&self.memory, chain)) {
+                Ok((header, payload)) => {
+                    if header.operation == Operation::Request {
+                        first_connection.get_or_init(crate::clock::monotonic_ns);
+                    }
+                    muxer.receive(&header, &payload);
+                }
+                Err(error) => debug!(%error, "vsock: the guest sent no packet"),
+            }
+            queue.add_used(&self.memory, head, 0)?;
+            used = true;
+        }
+        if used && queue.needs_notification(&self.memory)? {
+            self.interrupt.signal_queue(TX);
+        }
+        Ok(progress)
+    }
+
+    /// Host to guest.
+    fn give_packets(&mut self, muxer: &mut Muxer) -> Result<Progress, virtio_queue::Error> {
+        let queue = &mut self.rx.queue;
+        let mut turns = 0;
+        let mut interrupt = false;
+        let progress = loop {
+            let mut window = RxWindow::new(&self.memory, queue);
+            let mut starved = false;
+            while turns < PASS_BUDGET && muxer.wants_to_emit() && !starved {
+                starved = !window.has_room()?;
+                if !starved && let Some(emission) = muxer.emit(&mut window) {
+                    window.commit(&emission)?;
+                }
+                turns += 1;
+            }
+            interrupt |= window.finish()?;
+            if turns >= PASS_BUDGET {
+                break Progress::BudgetSpent;
+            }
+            // Notifications of new buffers matter only to who waits for them.
+            if !starved || !queue.enable_notification(&self.memory)? {
+                break Progress::Done;
+            }
+        };
+        if interrupt {
+            self.interrupt.signal_queue(RX);
+        }
+        Ok(progress)
+    }
+}
+
+/// The next chain, with notifications off as long as there are any.
+fn next_chain<'m>(
+    queue: &mut virtio_queue::Queue,
+    memory: &'m GuestMemory,
+) -> Result<Option<virtio_queue::DescriptorChain<&'m GuestMemory>>, virtio_queue::Error> {
+    use virtio_queue::QueueOwnedT as _;
+    loop {
+        if let Some(chain) = queue.iter(memory)?.next() {
+            return Ok(Some(chain));
+        }
+        if !queue.enable_notification(memory)? {
+            return Ok(None);
+        }
+        queue.disable_notification(memory)?;
+    }
+}
+
+impl MutEventSubscriber for Vsock {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let State::Active(active) = &self.state else {
+            return;
+        };
+        let events = [
+            Events::with_data(&active.rx.notify, RX_NOTIFY, EventSet::IN),
+            Events::with_data(&active.tx.notify, TX_NOTIFY, EventSet::IN),
+            Events::with_data_raw(self.muxer.descriptor(), HOST, EventSet::IN),
+        ];
+        for event in events {
+            if let Err(error) = ops.add(event) {
+                error!(%error, "vsock: the event loop refuses a descriptor");
+            }
+        }
+        // Clients of the host and packets of the guest may have been first.
+        if let Err(error) = active.tx.notify.write(1) {
+            error!(%error, "vsock: cannot notify itself");
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let State::Active(active) = &self.state else {
+            // Broken: nobody would take the event back, and it would come again for ever.
+            if let Err(error) = ops.remove(events) {
+                error!(%error, "vsock: the event loop keeps a descriptor");
+            }
+            return;
+        };
+        let notify = match events.data() {
+            RX_NOTIFY => &active.rx.notify,
+            TX_NOTIFY => &active.tx.notify,
+            _ => return self.host_pass(),
+        };
+        if let Err(error) = notify.read() {
+            debug!(%error, "vsock: notification was taken already");
+        }
+        self.pass();
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn features(&self) -> u64 {
+        (1 << VIRTIO_F_VERSION_1) | (1 << VIRTIO_RING_F_EVENT_IDX)
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        config_space::read(&u64::from(self.guest_cid).to_le_bytes(), offset, data);
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            features: _,
+        } = activation;
+        let mut queues = queues.into_iter();
+        let (Some(rx), Some(tx)) = (queues.next(), queues.next()) else {
+            return Err(ActivateError::Driver("vsock needs its rx and tx queues"));
+        };
+        if !rx.queue.ready() || !tx.queue.ready() {
+            return Err(ActivateError::Driver("vsock needs its rx and tx queues"));
+        }
+        self.state = State::Active(Active {
+            memory,
+            rx,
+            tx,
+            interrupt,
+        });
+        self.muxer.start();
+        Ok(())
+    }
+
+    fn deactivate(&mut self) {
+        self.muxer.close_all();
+        self.state = State::Offered;
+    }
+}

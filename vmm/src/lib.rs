@@ -1,0 +1,60 @@
+//! One KVM microVM in one process: the Machine of one Sandbox.
+//!
+//! ```text
+//! config ── Plan ──▶ boot ── Machine ──▶ machine (event loop) ── Ending ──▶ exit code
+//! ```
+//!
+//! | thread       | does                                                                            |
+//! |--------------|---------------------------------------------------------------------------------|
+//! | main         | the event loop: devices, control socket, signals; owns the Machine              |
+//! | vcpu0, ...   | run the guest; answer its port and memory accesses (`bus`)                      |
+//!
+//! Invariants: a vCPU thread never waits for the event loop (it posts a `Message`). Lock order: PCI bus, device, MSI-X
+//! table. Everything below `pci` and `devices` takes the guest for hostile. `unsafe` is in `kvm`, `memory`, `files` and
+//! the `sys` modules only. No async runtime, no path but those of the configuration and /dev/kvm.
+
+mod boot;
+mod bus;
+mod clock;
+mod config;
+mod control;
+mod devices;
+mod event_loop;
+mod exit;
+mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
+mod kvm;
+pub mod log;
+mod machine;
+mod memory;
+mod pci;
+mod vcpu;
+mod x86_64;
+
+use std::path::Path;
+
+use proto::machine::ExitReason;
+
+pub use self::exit::Ending;
+
+/// Runs the Machine that the file at `config` describes, until it ends.
+#[must_use]
+pub fn run(config: &Path) -> Ending {
+    let process_started = clock::monotonic_ns();
+    let plan = match config::load(config) {
+        Ok(plan) => plan,
+        Err(error) => return ending(ExitReason::BadConfig, &error),
+    };
+    match boot::boot(plan, process_started) {
+        Ok(machine) => machine.run(),
+        Err(error) => ending(ExitReason::Failed, &error),
+    }
+}
+
+fn ending(reason: ExitReason, error: &dyn std::error::Error) -> Ending {
+    Ending {
+        reason,
+        detail: exit::one_line(error),
+    }
+}

@@ -1,0 +1,173 @@
+//! The guest-physical address map: every fixed address of a Machine, and how RAM lies around the holes. Pure.
+//!
+//! ```text
+//! 0                .. 640 KiB     RAM: start info, memory map, command line
+//! 0xF_0000         .. 1 MiB       MP table (reserved for the guest)
+//! 1 MiB            .. 3 GiB       RAM: kernel where it is linked, initramfs at the top
+//! 0xC000_0000      .. +8 MiB      BARs as we preset them; the guest may move them within the hole
+//! 0xFEC0_0000      .. 4 GiB       IOAPIC, local APICs, and the four pages that KVM itself needs
+//! 4 GiB            ..             the rest of RAM
+//! file window      ..             read-only files (virtio-pmem), each at a multiple of 2 MiB
+//! ```
+
+use std::ops::Range;
+
+use linux_loader::loader::elf::start_info::hvm_memmap_table_entry;
+use vm_memory::GuestAddress;
+
+/// `hvm_start_info`, whose address the kernel gets in EBX.
+pub(crate) const START_INFO: GuestAddress = GuestAddress(0x6000);
+/// `hvm_modlist_entry` of the initramfs.
+pub(crate) const MODULE_LIST: GuestAddress = GuestAddress(0x6100);
+/// `hvm_memmap_table_entry` array.
+pub(crate) const MEMORY_MAP: GuestAddress = GuestAddress(0x7000);
+/// NUL-terminated.
+pub(crate) const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
+/// Linux's COMMAND_LINE_SIZE on x86, with the NUL.
+pub(crate) const COMMAND_LINE_SIZE: usize = 2048;
+/// Where Linux looks for the MP floating pointer last (`mpparse_find_mptable`); room for 64 KiB.
+pub(crate) const MP_TABLE: GuestAddress = GuestAddress(0xF_0000);
+/// The kernel is not loaded below.
+pub(crate) const HIGH_MEMORY: GuestAddress = GuestAddress(0x10_0000);
+/// RAM ends here at the latest and continues at 4 GiB.
+pub(crate) const PCI_HOLE: u64 = 0xC000_0000;
+/// IOAPIC, as the in-kernel one has it.
+pub(crate) const IOAPIC: u32 = 0xFEC0_0000;
+/// Local APICs, as reset leaves them.
+pub(crate) const LOCAL_APIC: u32 = 0xFEE0_0000;
+/// One page for KVM's identity map (Intel without unrestricted guest), then three for its TSS.
+pub(crate) const KVM_IDENTITY_MAP: u64 = 0xFFFB_C000;
+/// See [`KVM_IDENTITY_MAP`].
+pub(crate) const KVM_TSS: u64 = 0xFFFB_D000;
+
+const LOW_RAM_END: u64 = 0xA_0000;
+const FOUR_GIB: u64 = 1 << 32;
+const GIB: u64 = 1 << 30;
+/// Files start here when the processor's addresses reach beyond.
+const FILE_WINDOW: u64 = 64 * GIB;
+/// x86 huge page; Linux maps and hot-plugs device memory in this unit (sub-section).
+pub(crate) const FILE_ALIGN: u64 = 2 << 20;
+
+const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
+
+/// How much RAM is below the hole and how much above 4 GiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RamLayout {
+    low: u64,
+    high: u64,
+}
+
+impl RamLayout {
+    /// `bytes` is a multiple of 1 MiB, at least 32 MiB (`config` checks that).
+    pub(crate) fn new(bytes: u64) -> Self {
+        let low = bytes.min(PCI_HOLE);
+        Self {
+            low,
+            high: bytes - low,
+        }
+    }
+
+    /// The ranges that RAM fills, lowest first.
+    pub(crate) fn ranges(self) -> Vec<Range<u64>> {
+        let high = FOUR_GIB..FOUR_GIB + self.high;
+        [0..self.low, high]
+            .into_iter()
+            .filter(|range| !range.is_empty())
+            .collect()
+    }
+
+    /// First address after the RAM below the hole.
+    pub(crate) fn low_end(self) -> u64 {
+        self.low
+    }
+
+    /// First address after all RAM.
+    pub(crate) fn end(self) -> u64 {
+        if self.high > 0 {
+            FOUR_GIB + self.high
+        } else {
+            self.low
+        }
+    }
+
+    /// What the kernel is told (PVH memory map, the numbers of E820).
+    pub(crate) fn memory_map(self) -> Vec<hvm_memmap_table_entry> {
+        let entry = |range: Range<u64>, type_| hvm_memmap_table_entry {
+            addr: range.start,
+            size: range.end - range.start,
+            type_,
+            reserved: 0,
+        };
+        let mut map = vec![
+            entry(0..LOW_RAM_END, E820_RAM),
+            entry(MP_TABLE.0..HIGH_MEMORY.0, E820_RESERVED),
+            entry(HIGH_MEMORY.0..self.low, E820_RAM),
+            // Keeps Linux's search for a PCI window (e820__setup_pci_gap) away from the chips.
+            entry(u64::from(IOAPIC)..FOUR_GIB, E820_RESERVED),
+        ];
+        if self.high > 0 {
+            map.push(entry(FOUR_GIB..FOUR_GIB + self.high, E820_RAM));
+        }
+        map
+    }
+
+    /// Where read-only files are mapped: from 64 GiB, or right above RAM if that is higher or if the processor has
+    /// fewer than 38 address bits, to the end of what it can address.
+    pub(crate) fn file_window(self, address_bits: u8) -> Range<u64> {
+        let end = 1_u64 << address_bits.clamp(32, 52);
+        let above_ram = self.end().max(FOUR_GIB).next_multiple_of(GIB);
+        let start = if end > 2 * FILE_WINDOW {
+            above_ram.max(FILE_WINDOW)
+        } else {
+            above_ram
+        };
+        start..end.max(start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_memory_is_one_range() {
+        let layout = RamLayout::new(128 << 20);
+        assert!(matches!(layout.ranges().as_slice(), [range] if *range == (0..128 << 20)));
+        assert_eq!(layout.end(), 128 << 20);
+    }
+
+    #[test]
+    fn memory_beyond_three_gib_continues_at_four() {
+        let layout = RamLayout::new(5 * GIB);
+        assert_eq!(layout.ranges(), [0..PCI_HOLE, FOUR_GIB..FOUR_GIB + 2 * GIB]);
+        assert_eq!(layout.low_end(), PCI_HOLE);
+        assert_eq!(layout.end(), 6 * GIB);
+    }
+
+    #[test]
+    fn the_memory_map_never_overlaps_itself_and_tells_of_all_ram() {
+        for mib in [32, 128, 3071, 3072, 3073, 9000] {
+            let layout = RamLayout::new(mib << 20);
+            let mut map = layout.memory_map();
+            map.sort_by_key(|entry| entry.addr);
+            for pair in map.windows(2) {
+                assert!(pair[0].addr + pair[0].size <= pair[1].addr, "{mib} MiB: {pair:?}");
+            }
+            let told: u64 = map
+                .iter()
+                .filter(|entry| entry.type_ == E820_RAM)
+                .map(|entry| entry.size)
+                .sum();
+            assert_eq!(told, (mib << 20) - (HIGH_MEMORY.0 - LOW_RAM_END));
+        }
+    }
+
+    #[test]
+    fn the_file_window_lies_above_ram_and_within_the_address_bits() {
+        assert_eq!(RamLayout::new(GIB).file_window(46), 64 * GIB..1 << 46);
+        assert_eq!(RamLayout::new(100 * GIB).file_window(46).start, 101 * GIB);
+        assert_eq!(RamLayout::new(GIB).file_window(36), 4 * GIB..64 * GIB);
+        assert!(RamLayout::new(80 * GIB).file_window(36).is_empty());
+    }
+}

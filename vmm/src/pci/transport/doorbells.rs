@@ -1,0 +1,90 @@
+//! The doorbells of one device: an eventfd per queue, wired into KVM at the address where the driver rings.
+
+use std::fmt::Debug;
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Connects an eventfd to guest writes at an address (KVM's ioeventfd, or a test).
+pub(crate) trait DoorbellWiring: Send + Sync + Debug {
+    fn connect(&self, event: &EventFd, address: u64) -> io::Result<()>;
+    fn disconnect(&self, event: &EventFd, address: u64) -> io::Result<()>;
+}
+
+/// Doorbells of one device. Unwired when dropped.
+#[derive(Debug)]
+pub(crate) struct Doorbells {
+    bells: Vec<Bell>,
+    stride: u32,
+    wiring: Arc<dyn DoorbellWiring>,
+}
+
+#[derive(Debug)]
+struct Bell {
+    event: EventFd,
+    wired_at: Option<u64>,
+}
+
+impl Doorbells {
+    pub(crate) fn new(count: usize, stride: u32, wiring: Arc<dyn DoorbellWiring>) -> io::Result<Self> {
+        let bell = || {
+            Ok(Bell {
+                event: EventFd::new(EFD_NONBLOCK)?,
+                wired_at: None,
+            })
+        };
+        let bells = (0..count).map(|_| bell()).collect::<io::Result<_>>()?;
+        Ok(Self {
+            bells,
+            stride,
+            wiring,
+        })
+    }
+
+    /// A descriptor per queue for the device; the count is shared.
+    pub(crate) fn events(&self) -> io::Result<Vec<EventFd>> {
+        self.bells.iter().map(|bell| bell.event.try_clone()).collect()
+    }
+
+    /// Wires all bells from `base` on, or unwires them. A bell that cannot be wired still rings through `ring`.
+    pub(crate) fn place(&mut self, base: Option<u64>) {
+        for (index, bell) in self.bells.iter_mut().enumerate() {
+            let address = base.map(|base| base + u64::from(self.stride) * index as u64);
+            if bell.wired_at == address {
+                continue;
+            }
+            if let Some(old) = bell.wired_at.take()
+                && let Err(error) = self.wiring.disconnect(&bell.event, old)
+            {
+                tracing::warn!(%error, "cannot take the doorbell at {old:#x} away");
+            }
+            if let Some(new) = address {
+                match self.wiring.connect(&bell.event, new) {
+                    Ok(()) => bell.wired_at = Some(new),
+                    Err(error) => tracing::warn!(%error, "cannot wire the doorbell at {new:#x}"),
+                }
+            }
+        }
+    }
+
+    /// The driver rang, and KVM did not take it.
+    pub(crate) fn ring(&self, index: usize) {
+        if let Some(bell) = self.bells.get(index) {
+            // Fails only when the counter is full: then it is readable already.
+            drop(bell.event.write(1));
+        }
+    }
+
+    /// Forgets what was rung.
+    pub(crate) fn silence(&self) {
+        // Fails only when nothing was rung.
+        self.bells.iter().for_each(|bell| drop(bell.event.read()));
+    }
+}
+
+impl Drop for Doorbells {
+    fn drop(&mut self) {
+        self.place(None);
+    }
+}

@@ -1,0 +1,47 @@
+//! The kernel's command line: the words that this machine needs, before those of the configuration. Pure.
+
+/// Words for every Machine, each with its reason. A later word wins over an earlier one, so the configuration can
+/// change them.
+const WORDS: [&str; 5] = [
+    // The ring; a kernel that dies before it has hvc0 needs earlycon=uart8250,io,0x3f8 from the configuration.
+    "console=hvc0",
+    // Mechanism #1 without looking for others; there are no other buses to look for.
+    "pci=conf1",
+    // Reset through the keyboard controller: one port write that we see at once.
+    "reboot=k",
+    // After a panic, reset at once: the exit code says what it was.
+    "panic=-1",
+    // KVM keeps the time stamp counter steady; without this Linux watches it with a timer.
+    "tsc=reliable",
+];
+
+/// All words for a Machine that starts with `boot` of `max` processors.
+pub(crate) fn complete(boot: u8, max: u8, configured: &str) -> String {
+    let mut line = WORDS.join(" ");
+    if boot < max {
+        // The others are in the MP table; the agent brings them online.
+        line.push_str(&format!(" maxcpus={boot}"));
+    }
+    if !configured.is_empty() {
+        line.push(' ');
+        line.push_str(configured);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_has_the_last_word() {
+        let line = complete(1, 1, "quiet console=ttyS0");
+        assert!(line.starts_with("console=hvc0 ") && line.ends_with(" quiet console=ttyS0"));
+        assert!(!line.contains("maxcpus"));
+    }
+
+    #[test]
+    fn processors_beyond_the_first_are_kept_back() {
+        assert!(complete(2, 8, "").ends_with(" maxcpus=2"));
+    }
+}
