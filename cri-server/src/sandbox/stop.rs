@@ -147,26 +147,25 @@ impl Driver {
             .map(|container| container.record.id.clone());
         let kills = running.map(|id| {
             let guest = live.guest.clone();
+            let process = ProcessId {
+                container_id: id.clone(),
+                exec_id: None,
+            };
             async move {
-                let process = ProcessId {
-                    container_id: id.clone(),
-                    exec_id: None,
+                let killed = async {
+                    guest.signal(&process, signal::KILL, true).await?;
+                    guest.wait(&process, KILL_PATIENCE).await
                 };
-                let killed = guest.signal(&process, signal::KILL, true).await;
-                if let Err(error) = killed {
-                    tracing::debug!(
-                        container = id,
-                        error = chain(&error),
-                        "not killed; the machine ends anyway"
-                    );
-                }
-                let exit = guest.wait(&process, KILL_PATIENCE).await;
+                // A guest that does not answer ends with its Machine, and its containers with it.
+                let exit = tokio::time::timeout(KILL_PATIENCE, killed).await;
                 (id, exit)
             }
         });
         for (id, exit) in join_all(kills).await {
-            if let Ok(exit) = exit {
-                self.exited(&id, &exit).await;
+            match exit {
+                Ok(Ok(exit)) => self.exited(&id, &exit).await,
+                Ok(Err(error)) => tracing::debug!(container = id, error = chain(&error), "not killed"),
+                Err(_) => tracing::debug!(container = id, "the guest does not answer"),
             }
         }
     }
