@@ -29,5 +29,7 @@ pub(crate) fn set_realtime(ns: u64) -> rustix::io::Result<()> {
 /// Clocks that are read here do not run before 1970 or before boot.
 fn nanoseconds(time: Timespec) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds.saturating_mul(NANOS).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+    seconds
+        .saturating_mul(NANOS)
+        .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
 }

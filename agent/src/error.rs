@@ -82,7 +82,9 @@ mod tests {
     #[test]
     fn the_cause_is_the_source_and_not_in_the_text() {
         let failed: Result<(), io::Error> = Err(io::Error::from_raw_os_error(libc::ENOENT));
-        let failure = failed.context(ErrorCode::Mount, || "mount proc".to_owned()).unwrap_err();
+        let failure = failed
+            .context(ErrorCode::Mount, || "mount proc".to_owned())
+            .unwrap_err();
         assert_eq!(failure.to_string(), "mount proc");
         assert_eq!(failure.errno(), libc::ENOENT);
         assert!(failure.source().unwrap().to_string().contains("No such file"));

@@ -37,7 +37,7 @@ impl Events {
     }
 
     /// Tells all watchers.
-    pub(crate) fn publish(&self, event: Event) {
+    pub(crate) fn publish(&self, event: &Event) {
         let mut watchers = lock(&self.watchers);
         watchers.retain(|watcher| deliver(watcher, event.clone()));
     }
@@ -63,9 +63,9 @@ mod tests {
     #[tokio::test]
     async fn a_snapshot_comes_first_and_then_the_changes() {
         let events = Events::default();
-        events.publish(oom());
+        events.publish(&oom());
         let mut watcher = events.watch(Snapshot::default);
-        events.publish(oom());
+        events.publish(&oom());
         let first = watcher.recv().await.unwrap().event.unwrap();
         assert_eq!(first, Event::Snapshot(Snapshot::default()));
         assert_eq!(watcher.recv().await.unwrap().event.unwrap(), oom());
@@ -76,10 +76,10 @@ mod tests {
         let events = Events::default();
         let mut slow = events.watch(Snapshot::default);
         for _ in 0..BACKLOG {
-            events.publish(oom());
+            events.publish(&oom());
         }
         let mut fresh = events.watch(Snapshot::default);
-        events.publish(oom());
+        events.publish(&oom());
         fresh.recv().await.unwrap();
         assert_eq!(fresh.recv().await.unwrap().event.unwrap(), oom());
         let mut got = 0;

@@ -87,7 +87,8 @@ impl Pod {
     pub(crate) fn new(settings: Settings) -> Result<Self, Failure> {
         for directory in ["disks", "volumes", "rootfs", "sandbox"] {
             let path = settings.run.join(directory);
-            std::fs::create_dir_all(&path).context(ErrorCode::System, || format!("create {}", path.display()))?;
+            std::fs::create_dir_all(&path)
+                .context(ErrorCode::System, || format!("create {}", path.display()))?;
         }
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
         let executable = rustix::fs::open("/proc/self/exe", flags, rustix::fs::Mode::empty())
@@ -95,7 +96,11 @@ impl Pod {
             .context(ErrorCode::System, || "open this binary".to_owned())?;
         Ok(Self {
             reaper: Reaper::default(),
-            disks: Disks::new(PciBus::new(&settings.sysfs), &settings.dev, settings.run.join("disks")),
+            disks: Disks::new(
+                PciBus::new(&settings.sysfs),
+                &settings.dev,
+                settings.run.join("disks"),
+            ),
             volumes: Volumes::new(&settings.run),
             cgroup: PodCgroup::create(&settings.cgroup_root)?,
             containers: Registry::default(),
@@ -139,6 +144,8 @@ impl Pod {
         };
         let pidfd = held.child.pidfd.try_clone();
         *holder = Some(held);
-        pidfd.context(ErrorCode::System, || "duplicate the pidfd of the pod's init".to_owned())
+        pidfd.context(ErrorCode::System, || {
+            "duplicate the pidfd of the pod's init".to_owned()
+        })
     }
 }

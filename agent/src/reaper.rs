@@ -83,7 +83,11 @@ impl Reaper {
 fn ended(status: WaitStatus) -> Option<Ended> {
     let at_ns = clock::realtime_ns();
     match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => Some(Ended { code, signal: 0, at_ns }),
+        (Some(code), _) => Some(Ended {
+            code,
+            signal: 0,
+            at_ns,
+        }),
         (None, Some(signal)) => Some(Ended {
             code: 128 + signal,
             signal,

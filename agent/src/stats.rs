@@ -20,7 +20,11 @@ use crate::pod::Pod;
 /// `NotFound`.
 pub(crate) async fn stats(pod: &Pod, container_id: &str) -> Result<StatsResponse, Failure> {
     let everything = container_id.is_empty();
-    let containers = if everything { pod.containers.all() } else { vec![pod.containers.get(container_id)?] };
+    let containers = if everything {
+        pod.containers.all()
+    } else {
+        vec![pod.containers.get(container_id)?]
+    };
     let mut response = StatsResponse {
         timestamp_ns: clock::realtime_ns(),
         ..StatsResponse::default()
@@ -41,7 +45,9 @@ async fn container_stats(container: &Arc<Container>) -> Result<ContainerStats, F
     let written = tokio::task::spawn_blocking(move || usage(upper))
         .await
         .map_err(io::Error::other)
-        .context(ErrorCode::System, || "measure what the container wrote".to_owned())?;
+        .context(ErrorCode::System, || {
+            "measure what the container wrote".to_owned()
+        })?;
     Ok(ContainerStats {
         container_id: container.id.clone(),
         cgroup: Some(cgroup::stats::read(container.cgroup.path())),
@@ -62,7 +68,9 @@ fn usage(root: PathBuf) -> Usage {
     let mut usage = Usage::default();
     let mut directories = vec![root];
     while let Some(directory) = directories.pop() {
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        let Ok(entries) = fs::read_dir(&directory) else {
+            continue;
+        };
         for entry in entries.flatten() {
             let Ok(metadata) = entry.metadata() else { continue };
             usage.inodes += 1;
@@ -79,14 +87,33 @@ fn usage(root: PathBuf) -> Usage {
 /// proc_pid_net(5), net/dev: two lines of headings, then "name: 8 receive counters, 8 transmit counters".
 fn interfaces(proc: &Path) -> Vec<InterfaceStats> {
     let text = fs::read_to_string(proc.join("net/dev")).unwrap_or_default();
-    text.lines().filter_map(interface).filter(|interface| interface.name != "lo").collect()
+    text.lines()
+        .filter_map(interface)
+        .filter(|interface| interface.name != "lo")
+        .collect()
 }
 
 fn interface(line: &str) -> Option<InterfaceStats> {
     let (name, counters) = line.split_once(':')?;
-    let counters: Vec<u64> = counters.split_whitespace().map_while(|field| field.parse().ok()).collect();
-    let [rx_bytes, rx_packets, rx_errors, rx_dropped, _, _, _, _, tx_bytes, tx_packets, tx_errors, tx_dropped, ..] =
-        *counters.as_slice()
+    let counters: Vec<u64> = counters
+        .split_whitespace()
+        .map_while(|field| field.parse().ok())
+        .collect();
+    let [
+        rx_bytes,
+        rx_packets,
+        rx_errors,
+        rx_dropped,
+        _,
+        _,
+        _,
+        _,
+        tx_bytes,
+        tx_packets,
+        tx_errors,
+        tx_dropped,
+        ..,
+    ] = *counters.as_slice()
     else {
         return None;
     };
@@ -115,8 +142,14 @@ mod tests {
             lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 10 2 3 4 0 0 0 0 50 6 7 8 0 0 0 0\n broken: 1 2\n";
         fs::write(proc.path().join("net/dev"), text).unwrap();
         let [eth0] = interfaces(proc.path()).try_into().unwrap();
-        assert_eq!((eth0.name.as_str(), eth0.rx_bytes, eth0.rx_dropped), ("eth0", 10, 4));
-        assert_eq!((eth0.tx_bytes, eth0.tx_packets, eth0.tx_errors, eth0.tx_dropped), (50, 6, 7, 8));
+        assert_eq!(
+            (eth0.name.as_str(), eth0.rx_bytes, eth0.rx_dropped),
+            ("eth0", 10, 4)
+        );
+        assert_eq!(
+            (eth0.tx_bytes, eth0.tx_packets, eth0.tx_errors, eth0.tx_dropped),
+            (50, 6, 7, 8)
+        );
     }
 
     #[test]

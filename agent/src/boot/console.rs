@@ -3,7 +3,6 @@
 //! A subscriber of a few lines instead of tracing-subscriber, which would be a good part of the binary.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
 
@@ -24,7 +23,10 @@ struct KernelLog {
 /// # Errors
 /// `System` when /dev/kmsg cannot be opened.
 pub(super) fn open() -> Result<(), Failure> {
-    let kmsg = File::options().write(true).open("/dev/kmsg").context(ErrorCode::System, || "open /dev/kmsg".to_owned())?;
+    let kmsg = File::options()
+        .write(true)
+        .open("/dev/kmsg")
+        .context(ErrorCode::System, || "open /dev/kmsg".to_owned())?;
     tracing::subscriber::set_global_default(KernelLog { kmsg })
         .map_err(|error| Failure::new(ErrorCode::System, format!("install the log: {error}")))
 }
@@ -43,7 +45,10 @@ impl Subscriber for KernelLog {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = Line(format!("<{}>clearpod-agent:", priority(*event.metadata().level())));
+        let mut line = Line(format!(
+            "<{}>clearpod-agent:",
+            priority(*event.metadata().level())
+        ));
         event.record(&mut line);
         // The log is where failures would be reported: there is no other place.
         (&self.kmsg).write_all(line.0.as_bytes()).ok();
@@ -75,18 +80,19 @@ impl Visit for Line {
         if self.0.len() > MAX_LINE {
             return;
         }
-        // Writing to a String cannot fail. Newlines would begin a new line on the console, in nobody's name.
+        // Newlines would begin a new line on the console, in nobody's name.
         let text = if field.name() == "message" {
             format!(" {value:?}")
         } else {
             format!(" {}={value:?}", field.name())
         };
-        write!(self.0, "{}", text.replace(|c: char| c.is_control(), " ")).ok();
+        self.0.push_str(&text.replace(|c: char| c.is_control(), " "));
     }
 }
 
-/// An error with its causes.
-pub(super) fn chain(error: &dyn Error) -> String {
+/// Says why the agent cannot go on, with all causes: in the log if there is one yet, else on standard error, which is the
+/// console.
+pub(super) fn report(error: &dyn Error) {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -94,5 +100,9 @@ pub(super) fn chain(error: &dyn Error) -> String {
         text.push_str(&error.to_string());
         cause = error.source();
     }
-    text
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!(error = %text, "boot failed");
+    } else {
+        writeln!(std::io::stderr(), "clearpod-agent: boot failed: {text}").ok();
+    }
 }

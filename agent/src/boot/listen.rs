@@ -27,7 +27,9 @@ pub(super) fn serve(
         .context(ErrorCode::System, || format!("listen on vsock port {port}"))?;
     agent.spawn(async move {
         loop {
-            let Ok(mut ready) = listener.readable().await else { return };
+            let Ok(mut ready) = listener.readable().await else {
+                return;
+            };
             match vsock::accept(listener.get_ref()) {
                 Ok(Some(stream)) => match UnixStream::from_std(stream) {
                     Ok(stream) => serve(stream),

@@ -15,7 +15,9 @@ struct BootMount {
     options: &'static std::ffi::CStr,
 }
 
-const SAFE: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+const SAFE: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 
 /// In this order. /dev is the kernel's own devtmpfs: the nodes of disks that are added later appear by themselves.
 const MOUNTS: [BootMount; 6] = [
@@ -67,13 +69,21 @@ pub(super) fn mount_all() -> Result<(), Failure> {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => made?,
             }
-            match mount(entry.filesystem, entry.target, entry.filesystem, entry.flags, entry.options) {
+            match mount(
+                entry.filesystem,
+                entry.target,
+                entry.filesystem,
+                entry.flags,
+                entry.options,
+            ) {
                 // CONFIG_DEVTMPFS_MOUNT: the kernel was faster.
                 Err(rustix::io::Errno::BUSY) if entry.filesystem == "devtmpfs" => Ok(()),
                 mounted => Ok(mounted?),
             }
         };
-        mount_one().context(ErrorCode::Mount, || format!("mount {} on {}", entry.filesystem, entry.target))?;
+        mount_one().context(ErrorCode::Mount, || {
+            format!("mount {} on {}", entry.filesystem, entry.target)
+        })?;
     }
     Ok(())
 }

@@ -46,5 +46,7 @@ pub(super) fn make_read_only() -> Result<(), Failure> {
     let root = rustix::fs::open("/", flags, rustix::fs::Mode::empty())
         .context(ErrorCode::Mount, || "open the root directory".to_owned())?;
     sys::mount::set_attributes(root, MountAttrFlags::MOUNT_ATTR_RDONLY, false)
-        .context(ErrorCode::Mount, || "make the root file system read-only".to_owned())
+        .context(ErrorCode::Mount, || {
+            "make the root file system read-only".to_owned()
+        })
 }

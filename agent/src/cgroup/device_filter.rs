@@ -92,7 +92,10 @@ fn allow(allowed: Allowed) -> Vec<Instruction> {
         DeviceKind::Character => KIND_CHARACTER,
         DeviceKind::Block => KIND_BLOCK,
     };
-    let mut checks = vec![(KIND_REGISTER, kind), (MAJOR_REGISTER, allowed.major.cast_signed())];
+    let mut checks = vec![
+        (KIND_REGISTER, kind),
+        (MAJOR_REGISTER, allowed.major.cast_signed()),
+    ];
     checks.extend(allowed.minor.map(|minor| (MINOR_REGISTER, minor.cast_signed())));
     let mut rest = i16::try_from(checks.len()).unwrap_or(i16::MAX) + 1;
     let mut program = Vec::new();
@@ -134,7 +137,12 @@ mod tests {
         let mut registers = [0u64; 11];
         let mut at = 0usize;
         loop {
-            let Instruction { code, registers: named, offset, immediate } = program[at];
+            let Instruction {
+                code,
+                registers: named,
+                offset,
+                immediate,
+            } = program[at];
             let (to, from) = (usize::from(named & 15), usize::from(named >> 4));
             at += 1;
             match code {
@@ -166,7 +174,10 @@ mod tests {
         let character = |major, minor| allows(&program, READ, KIND_CHARACTER, major, minor);
         assert!(character(1, 3) && character(5, 2) && character(136, 0) && character(136, 77));
         assert!(!character(1, 1), "/dev/mem");
-        assert!(!character(254, 16), "the block device's numbers, but a character device");
+        assert!(
+            !character(254, 16),
+            "the block device's numbers, but a character device"
+        );
         assert!(allows(&program, READ, KIND_BLOCK, 254, 16));
         assert!(!allows(&program, READ, KIND_BLOCK, 254, 0));
         assert!(!allows(&program, READ, KIND_BLOCK, 1, 3));

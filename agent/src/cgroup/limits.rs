@@ -33,7 +33,10 @@ pub(crate) fn settings(resources: &Resources) -> Result<Vec<Setting>, Failure> {
     }
     if resources.cpu_weight != 0 {
         if resources.cpu_weight > 10_000 {
-            let text = format!("resources.cpu_weight: {} is more than 10000", resources.cpu_weight);
+            let text = format!(
+                "resources.cpu_weight: {} is more than 10000",
+                resources.cpu_weight
+            );
             return Err(Failure::invalid(text));
         }
         set("cpu.weight", resources.cpu_weight.to_string());
@@ -53,7 +56,11 @@ pub(crate) fn settings(resources: &Resources) -> Result<Vec<Setting>, Failure> {
     if !resources.cpuset_mems.is_empty() {
         set("cpuset.mems", resources.cpuset_mems.clone());
     }
-    for HugepageLimit { page_size, limit_bytes } in &resources.hugepage_limits {
+    for HugepageLimit {
+        page_size,
+        limit_bytes,
+    } in &resources.hugepage_limits
+    {
         check_name("resources.hugepage_limits.page_size", page_size)?;
         set(&format!("hugetlb.{page_size}.max"), limit_bytes.to_string());
     }
@@ -62,7 +69,9 @@ pub(crate) fn settings(resources: &Resources) -> Result<Vec<Setting>, Failure> {
     for (file, value) in unified {
         check_name("resources.unified", file)?;
         if !file.contains('.') || file.starts_with("cgroup.") {
-            return Err(Failure::invalid(format!("resources.unified: {file:?} is no controller's file")));
+            return Err(Failure::invalid(format!(
+                "resources.unified: {file:?} is no controller's file"
+            )));
         }
         set(file, value.clone());
     }
@@ -74,7 +83,11 @@ fn cpu_max(resources: &Resources) -> String {
         0 => u64::try_from(DEFAULT_PERIOD.as_micros()).unwrap_or(u64::MAX),
         period => period,
     };
-    if resources.cpu_quota_us > 0 { format!("{} {period}", resources.cpu_quota_us) } else { format!("max {period}") }
+    if resources.cpu_quota_us > 0 {
+        format!("{} {period}", resources.cpu_quota_us)
+    } else {
+        format!("max {period}")
+    }
 }
 
 /// CRI counts memory and swap together, as cgroup v1 did; cgroup v2 counts swap alone.
@@ -91,14 +104,20 @@ fn swap_max(resources: &Resources) -> Result<Option<String>, Failure> {
 }
 
 fn limit(value: i64) -> String {
-    if value < 0 { "max".to_owned() } else { value.to_string() }
+    if value < 0 {
+        "max".to_owned()
+    } else {
+        value.to_string()
+    }
 }
 
 /// A file name of the cgroup file system, not a path.
 fn check_name(field: &str, name: &str) -> Result<(), Failure> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     if name.is_empty() || name.len() > 128 || !name.bytes().all(plain) {
-        return Err(Failure::invalid(format!("{field}: {name:?} is no cgroup file's name")));
+        return Err(Failure::invalid(format!(
+            "{field}: {name:?} is no cgroup file's name"
+        )));
     }
     Ok(())
 }
@@ -108,7 +127,11 @@ mod tests {
     use super::*;
 
     fn written(resources: &Resources) -> Vec<(String, String)> {
-        settings(resources).unwrap().into_iter().map(|setting| (setting.file, setting.value)).collect()
+        settings(resources)
+            .unwrap()
+            .into_iter()
+            .map(|setting| (setting.file, setting.value))
+            .collect()
     }
 
     fn pair(file: &str, value: &str) -> (String, String) {
@@ -129,8 +152,15 @@ mod tests {
             memory_swap_limit_bytes: 3 << 20,
             pids_limit: 10,
             cpuset_cpus: "0-1".to_owned(),
-            unified: [("memory.high".to_owned(), "5".to_owned()), ("memory.oom.group".to_owned(), "1".to_owned())].into(),
-            hugepage_limits: vec![HugepageLimit { page_size: "2MB".to_owned(), limit_bytes: 4 }],
+            unified: [
+                ("memory.high".to_owned(), "5".to_owned()),
+                ("memory.oom.group".to_owned(), "1".to_owned()),
+            ]
+            .into(),
+            hugepage_limits: vec![HugepageLimit {
+                page_size: "2MB".to_owned(),
+                limit_bytes: 4,
+            }],
             ..Resources::default()
         };
         assert_eq!(
@@ -172,7 +202,14 @@ mod tests {
 
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
-        for name in ["../cgroup.procs", "cgroup.procs", "cgroup.kill", "memory/max", "memory", ""] {
+        for name in [
+            "../cgroup.procs",
+            "cgroup.procs",
+            "cgroup.kill",
+            "memory/max",
+            "memory",
+            "",
+        ] {
             let resources = Resources {
                 unified: [(name.to_owned(), "1".to_owned())].into(),
                 ..Resources::default()

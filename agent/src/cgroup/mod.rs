@@ -98,8 +98,20 @@ impl Cgroup {
     /// `Cgroup`.
     pub(crate) fn open(&self) -> Result<OwnedFd, Failure> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&self.path, flags, Mode::empty())
-            .context(ErrorCode::Cgroup, || format!("open cgroup {}", self.path.display()))
+        rustix::fs::open(&self.path, flags, Mode::empty()).context(ErrorCode::Cgroup, || {
+            format!("open cgroup {}", self.path.display())
+        })
+    }
+
+    /// The cgroup, this one or below it, of process `pid`, which is in the agent's PID namespace.
+    ///
+    /// # Errors
+    /// `Cgroup`.
+    pub(crate) fn open_of(&self, pid: u32) -> Result<OwnedFd, Failure> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .context(ErrorCode::Cgroup, || format!("find the cgroup of process {pid}"))?;
+        let below = path_below(&text, &self.path).unwrap_or_default();
+        Self::at(self.path.join(below)).open()
     }
 
     /// Writes the limits that `resources` asks for.
@@ -108,7 +120,8 @@ impl Cgroup {
     /// `InvalidArgument` naming the field, `Cgroup` naming the file.
     pub(crate) fn limit(&self, resources: &Resources) -> Result<(), Failure> {
         for limits::Setting { file, value } in limits::settings(resources)? {
-            write(&self.path.join(&file), &value).context(ErrorCode::Cgroup, || format!("write {value:?} to {file}"))?;
+            write(&self.path.join(&file), &value)
+                .context(ErrorCode::Cgroup, || format!("write {value:?} to {file}"))?;
         }
         Ok(())
     }
@@ -118,8 +131,9 @@ impl Cgroup {
     /// # Errors
     /// `Cgroup` when the kernel does not take the program.
     pub(crate) fn filter_devices(&self, program: &[sys::bpf::Instruction]) -> Result<(), Failure> {
-        sys::bpf::attach_device_program(self.open()?, program)
-            .context(ErrorCode::Cgroup, || format!("attach a device filter to {}", self.path.display()))
+        sys::bpf::attach_device_program(self.open()?, program).context(ErrorCode::Cgroup, || {
+            format!("attach a device filter to {}", self.path.display())
+        })
     }
 
     /// Kills every process in it.
@@ -127,8 +141,9 @@ impl Cgroup {
     /// # Errors
     /// `Cgroup`.
     pub(crate) fn kill(&self) -> Result<(), Failure> {
-        write(&self.path.join("cgroup.kill"), "1")
-            .context(ErrorCode::Cgroup, || format!("kill cgroup {}", self.path.display()))
+        write(&self.path.join("cgroup.kill"), "1").context(ErrorCode::Cgroup, || {
+            format!("kill cgroup {}", self.path.display())
+        })
     }
 
     /// Process ids in it and below, in the agent's PID namespace.
@@ -137,8 +152,9 @@ impl Cgroup {
     /// `Cgroup`.
     pub(crate) fn processes(&self) -> Result<Vec<i32>, Failure> {
         let mut found = Vec::new();
-        collect_processes(&self.path, &mut found)
-            .context(ErrorCode::Cgroup, || format!("list processes of {}", self.path.display()))?;
+        collect_processes(&self.path, &mut found).context(ErrorCode::Cgroup, || {
+            format!("list processes of {}", self.path.display())
+        })?;
         Ok(found)
     }
 
@@ -161,14 +177,30 @@ impl Cgroup {
         loop {
             match remove_tree(&self.path) {
                 Err(error)
-                    if error.raw_os_error() == Some(libc::EBUSY) && tokio::time::Instant::now() < deadline => {}
+                    if error.raw_os_error() == Some(libc::EBUSY)
+                        && tokio::time::Instant::now() < deadline => {}
                 removed => {
-                    return removed
-                        .context(ErrorCode::Cgroup, || format!("remove cgroup {}", self.path.display()));
+                    return removed.context(ErrorCode::Cgroup, || {
+                        format!("remove cgroup {}", self.path.display())
+                    });
                 }
             }
             tokio::time::sleep(EMPTY_POLL).await;
         }
+    }
+}
+
+/// What follows `cgroup` in the v2 line of proc_pid_cgroup(5); both end in the pod's and the container's names, whatever
+/// the hierarchy is mounted at.
+fn path_below<'a>(proc_pid_cgroup: &'a str, cgroup: &Path) -> Option<&'a str> {
+    let path = proc_pid_cgroup
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))?;
+    let own = format!("/{POD}/{}", cgroup.file_name()?.to_str()?);
+    let (_, below) = path.split_once(&own)?;
+    match below.strip_prefix('/') {
+        Some(below) if below.split('/').all(|name| !matches!(name, "" | "." | "..")) => Some(below),
+        _ => None,
     }
 }
 
@@ -197,5 +229,32 @@ fn collect_processes(path: &Path, found: &mut Vec<i32>) -> io::Result<()> {
 
 /// One write(2), as these files want it; never creates one.
 fn write(file: &Path, value: &str) -> io::Result<()> {
-    fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
+    fs::OpenOptions::new()
+        .write(true)
+        .open(file)?
+        .write_all(value.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_in_a_cgroup_below_is_found() {
+        let cgroup = Path::new("/sys/fs/cgroup/pod/c1");
+        assert_eq!(
+            path_below("1:name=x:/y\n0::/pod/c1/init.scope\n", cgroup),
+            Some("init.scope")
+        );
+        assert_eq!(path_below("0::/test/pod/c1/a/b\n", cgroup), Some("a/b"));
+        for elsewhere in [
+            "0::/pod/c1\n",
+            "0::/pod/c12/x\n",
+            "0::/pod/c1/../c2\n",
+            "0::/\n",
+            "",
+        ] {
+            assert_eq!(path_below(elsewhere, cgroup), None, "{elsewhere:?}");
+        }
+    }
 }

@@ -12,7 +12,12 @@ pub(crate) fn read(path: &Path) -> CgroupStats {
     let file = |name: &str| fs::read_to_string(path.join(name)).unwrap_or_default();
     let mut stats = CgroupStats::default();
     cpu(&mut stats, &file("cpu.stat"));
-    memory(&mut stats, &file("memory.current"), &file("memory.stat"), &file("memory.max"));
+    memory(
+        &mut stats,
+        &file("memory.current"),
+        &file("memory.stat"),
+        &file("memory.max"),
+    );
     stats.memory_swap_bytes = single(&file("memory.swap.current"));
     stats.oom_events = value(&file("memory.events"), "oom_kill");
     stats.pids = single(&file("pids.current"));
@@ -50,19 +55,25 @@ fn cpu(stats: &mut CgroupStats, cpu_stat: &str) {
 
 fn memory(stats: &mut CgroupStats, current: &str, stat: &str, max: &str) {
     stats.memory_usage_bytes = single(current);
-    stats.memory_working_set_bytes = stats.memory_usage_bytes.saturating_sub(value(stat, "inactive_file"));
+    stats.memory_working_set_bytes = stats
+        .memory_usage_bytes
+        .saturating_sub(value(stat, "inactive_file"));
     stats.memory_rss_bytes = value(stat, "anon");
     stats.memory_cache_bytes = value(stat, "file");
     stats.memory_page_faults = value(stat, "pgfault");
     stats.memory_major_page_faults = value(stat, "pgmajfault");
     stats.memory_limit_bytes = single(max);
-    stats.memory_available_bytes = stats.memory_limit_bytes.saturating_sub(stats.memory_working_set_bytes);
+    stats.memory_available_bytes = stats
+        .memory_limit_bytes
+        .saturating_sub(stats.memory_working_set_bytes);
 }
 
 /// Lines of "major:minor rbytes=1 wbytes=2 rios=3 wios=4 ...", one per device.
 fn io(stats: &mut CgroupStats, io_stat: &str) {
     for field in io_stat.split_whitespace() {
-        let Some((key, number)) = field.split_once('=') else { continue };
+        let Some((key, number)) = field.split_once('=') else {
+            continue;
+        };
         let total = match key {
             "rbytes" => &mut stats.io_read_bytes,
             "wbytes" => &mut stats.io_write_bytes,
@@ -107,26 +118,50 @@ mod tests {
     fn files_become_numbers() {
         let directory = tempfile::tempdir().unwrap();
         for (file, text) in [
-            ("cpu.stat", "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 2\nthrottled_usec 7\n"),
+            (
+                "cpu.stat",
+                "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 2\nthrottled_usec 7\n",
+            ),
             ("memory.current", "1000\n"),
             ("memory.max", "4000\n"),
-            ("memory.stat", "anon 300\nfile 500\ninactive_file 200\npgfault 9\npgmajfault 1\n"),
+            (
+                "memory.stat",
+                "anon 300\nfile 500\ninactive_file 200\npgfault 9\npgmajfault 1\n",
+            ),
             ("memory.events", "low 0\noom 3\noom_kill 2\noom_group_kill 0\n"),
             ("pids.current", "5\n"),
             ("pids.max", "max\n"),
-            ("io.stat", "254:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n254:16 rbytes=5 wbytes=0 rios=1 wios=0\n"),
-            ("cpu.pressure", "some avg10=1.50 avg60=0.25 avg300=0.00 total=123\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"),
+            (
+                "io.stat",
+                "254:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n254:16 rbytes=5 wbytes=0 rios=1 wios=0\n",
+            ),
+            (
+                "cpu.pressure",
+                "some avg10=1.50 avg60=0.25 avg300=0.00 total=123\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
+            ),
         ] {
             fs::write(directory.path().join(file), text).unwrap();
         }
         let stats = read(directory.path());
-        assert_eq!((stats.cpu_usage_ns, stats.cpu_throttled_ns, stats.cpu_periods), (30_000, 7_000, 4));
-        assert_eq!((stats.memory_working_set_bytes, stats.memory_available_bytes), (800, 3200));
+        assert_eq!(
+            (stats.cpu_usage_ns, stats.cpu_throttled_ns, stats.cpu_periods),
+            (30_000, 7_000, 4)
+        );
+        assert_eq!(
+            (stats.memory_working_set_bytes, stats.memory_available_bytes),
+            (800, 3200)
+        );
         assert_eq!((stats.memory_rss_bytes, stats.memory_cache_bytes), (300, 500));
         assert_eq!((stats.oom_events, stats.pids, stats.pids_limit), (2, 5, 0));
-        assert_eq!((stats.io_read_bytes, stats.io_write_bytes, stats.io_reads), (15, 20, 2));
+        assert_eq!(
+            (stats.io_read_bytes, stats.io_write_bytes, stats.io_reads),
+            (15, 20, 2)
+        );
         let some = stats.cpu_pressure.unwrap().some.unwrap();
-        assert_eq!((some.avg10_centi, some.avg60_centi, some.total_us), (150, 25, 123));
+        assert_eq!(
+            (some.avg10_centi, some.avg60_centi, some.total_us),
+            (150, 25, 123)
+        );
         assert_eq!(stats.io_pressure, None);
     }
 

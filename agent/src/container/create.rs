@@ -71,17 +71,33 @@ struct Built {
     outputs: Outputs,
 }
 
-async fn build(pod: &Pod, request: &CreateContainerRequest, holdings: &mut Holdings) -> Result<Built, Failure> {
+async fn build(
+    pod: &Pod,
+    request: &CreateContainerRequest,
+    holdings: &mut Holdings,
+) -> Result<Built, Failure> {
     let plan = Plan::new(request)?;
     let rootfs = acquire_rootfs(pod, request, holdings).await?;
     let mut mounts = Vec::new();
     for (index, mount) in plan.mounts.iter().enumerate() {
         let field = mount_field(request, mount, index);
-        let source =
-            pod.volumes.source(&pod.disks, &field, &request.container_id, mount, &mut holdings.volumes).await?;
+        let source = pod
+            .volumes
+            .source(
+                &pod.disks,
+                &field,
+                &request.container_id,
+                mount,
+                &mut holdings.volumes,
+            )
+            .await?;
         mounts.push(mount_plan::mount(&field, mount, source)?);
     }
-    let mut devices = if plan.privileged { super::lifecycle::all_devices() } else { Vec::new() };
+    let mut devices = if plan.privileged {
+        super::lifecycle::all_devices()
+    } else {
+        Vec::new()
+    };
     for (index, device) in request.devices.iter().enumerate() {
         devices.push(resolve_device(pod, &format!("devices[{index}]"), device).await?);
     }
@@ -132,24 +148,37 @@ async fn launch(
         PidPlan::Pod => Some(pod.pid_namespace_holder().await?),
         PidPlan::OfContainer(id) => {
             let target = pod.containers.get(id)?;
-            Some(target.init.pidfd().try_clone_to_owned().context(ErrorCode::System, || "duplicate pidfd".to_owned())?)
+            Some(
+                target
+                    .init
+                    .pidfd()
+                    .try_clone_to_owned()
+                    .context(ErrorCode::System, || "duplicate pidfd".to_owned())?,
+            )
         }
     };
     let cgroup = cgroup.open()?;
     let place = Place {
         executable: pod.executable.as_fd(),
         cgroup: Some(cgroup.as_fd()),
-        pid_namespace: joined.as_ref().map_or(PidNamespace::New, |pidfd| PidNamespace::Of(pidfd.as_fd())),
+        pid_namespace: joined
+            .as_ref()
+            .map_or(PidNamespace::New, |pidfd| PidNamespace::Of(pidfd.as_fd())),
     };
     let terminal = order.process.terminal.is_some();
     let pipes = pipes_unless(terminal, with_stdin)?;
-    let descriptors: Vec<BorrowedFd<'_>> =
-        pipes.as_ref().map(|(_, theirs)| theirs.borrow().to_vec()).unwrap_or_default();
+    let descriptors: Vec<BorrowedFd<'_>> = pipes
+        .as_ref()
+        .map(|(_, theirs)| theirs.borrow().to_vec())
+        .unwrap_or_default();
     let message = Order::Container(Box::new(order));
     let mut ready = stage::launch(&pod.reaper, &place, &message, &descriptors).await?;
     let (stdio, outputs) = stdio(pipes.map(|(ours, _)| ours), ready.terminal.take(), with_stdin)?;
     let Order::Container(order) = message else {
-        return Err(Failure::new(ErrorCode::System, "the order changed while it was sent"));
+        return Err(Failure::new(
+            ErrorCode::System,
+            "the order changed while it was sent",
+        ));
     };
     Ok((*order, ready, Arc::new(stdio), outputs))
 }
@@ -160,7 +189,9 @@ pub(super) fn pipes_unless(terminal: bool, with_stdin: bool) -> Result<Option<Pi
     if terminal {
         return Ok(None);
     }
-    streams::pipes(with_stdin).map(Some).context(ErrorCode::System, || "make pipes for stdio".to_owned())
+    streams::pipes(with_stdin)
+        .map(Some)
+        .context(ErrorCode::System, || "make pipes for stdio".to_owned())
 }
 
 /// From pipes, or else from the terminal that the stage opened.
@@ -174,7 +205,8 @@ pub(super) fn stdio(
         (None, Some(master)) => streams::terminal(master, with_stdin),
         (None, None) => return Err(Failure::new(ErrorCode::System, "the stage opened no terminal")),
     };
-    ends.and_then(ProcessStdio::new).context(ErrorCode::System, || "register stdio".to_owned())
+    ends.and_then(ProcessStdio::new)
+        .context(ErrorCode::System, || "register stdio".to_owned())
 }
 
 async fn acquire_rootfs(
@@ -194,7 +226,12 @@ async fn acquire_rootfs(
     }
     Ok(Rootfs {
         target: pod.settings.run.join("rootfs"),
-        layers: holdings.layers.iter().rev().map(|lease| lease.path.clone()).collect(),
+        layers: holdings
+            .layers
+            .iter()
+            .rev()
+            .map(|lease| lease.path.clone())
+            .collect(),
         upper,
         work,
         read_only: request.read_only_rootfs,
@@ -206,8 +243,12 @@ async fn resolve_device(pod: &Pod, field: &str, device: &Device) -> Result<Devic
     let mut node = plan::device(field, device)?;
     if let Some(disk) = &device.disk {
         let address = PciAddress::parse(&format!("{field}.disk.pci_address"), &disk.pci_address)?;
-        let path = pod.settings.dev.join(pod.disks.bus().block_device(&address).await?);
-        let stat = rustix::fs::stat(&path).context(ErrorCode::DeviceMissing, || format!("look at {}", path.display()))?;
+        let path = pod
+            .settings
+            .dev
+            .join(pod.disks.bus().block_device(&address).await?);
+        let stat = rustix::fs::stat(&path)
+            .context(ErrorCode::DeviceMissing, || format!("look at {}", path.display()))?;
         node.major = rustix::fs::major(stat.st_rdev);
         node.minor = rustix::fs::minor(stat.st_rdev);
     }
@@ -233,7 +274,7 @@ impl Built {
             upper: self.order.rootfs.upper,
             state: Mutex::new(State::Created(gate)),
             execs: Mutex::default(),
-            holdings: AsyncMutex::new(Some(holdings)),
+            holdings: AsyncMutex::new(holdings),
         });
         pod.containers.created(container.clone());
         let (stdio, outputs) = (self.stdio, self.outputs);

@@ -50,14 +50,19 @@ impl Container {
         }
         for pid in self.cgroup.processes()? {
             // Through a pidfd, and only if it is still in the cgroup then: numbers are used again.
-            let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
-            let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { continue };
+            let Some(pid) = rustix::process::Pid::from_raw(pid) else {
+                continue;
+            };
+            let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
+                continue;
+            };
             if !self.cgroup.processes()?.contains(&pid.as_raw_nonzero().get()) {
                 continue;
             }
             match sys::signal::send(&pidfd, number) {
                 Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-                    return Err(error).context(ErrorCode::System, || format!("send signal {number} to {pid:?}"));
+                    return Err(error)
+                        .context(ErrorCode::System, || format!("send signal {number} to {pid:?}"));
                 }
                 _ => {}
             }
@@ -75,7 +80,7 @@ pub(super) async fn await_init(
     told: watch::Sender<Option<Exit>>,
 ) {
     let Ok(ended) = ended.await else { return };
-    let message = termination_log.and_then(|log| match read_end(log) {
+    let message = termination_log.and_then(|log| match read_end(&log) {
         Ok(message) => Some(message),
         Err(error) => {
             tracing::warn!(container = %container.id, %error, "termination log cannot be read");
@@ -93,22 +98,22 @@ pub(super) async fn await_init(
     container.ended(&exit);
     told.send_replace(Some(exit.clone()));
     tracing::info!(container = %container.id, code = exit.code, oom = exit.oom_killed, "container exited");
-    pod.events.publish(Event::Exited(ContainerExited {
+    pod.events.publish(&Event::Exited(ContainerExited {
         container_id: container.id.clone(),
         exit: Some(exit),
     }));
 }
 
 /// The last bytes of a regular file.
-fn read_end(log: OwnedFd) -> io::Result<Vec<u8>> {
-    let stat = rustix::fs::fstat(&log)?;
+fn read_end(log: &OwnedFd) -> io::Result<Vec<u8>> {
+    let stat = rustix::fs::fstat(log)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Ok(Vec::new());
     }
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     let length = size.min(MAX_TERMINATION_MESSAGE);
     let mut message = vec![0; usize::try_from(length).unwrap_or(0)];
-    let got = rustix::io::pread(&log, &mut message, size - length)?;
+    let got = rustix::io::pread(log, &mut message, size - length)?;
     message.truncate(got);
     Ok(message)
 }
@@ -117,7 +122,9 @@ fn read_end(log: OwnedFd) -> io::Result<Vec<u8>> {
 pub(super) fn all_devices() -> Vec<DeviceNode> {
     let mut devices = Vec::new();
     for directory in ["/dev", "/dev/net", "/dev/mapper", "/dev/vfio"] {
-        let Ok(entries) = fs::read_dir(directory) else { continue };
+        let Ok(entries) = fs::read_dir(directory) else {
+            continue;
+        };
         for entry in entries.flatten() {
             let Ok(metadata) = entry.metadata() else { continue };
             let kind = if metadata.file_type().is_char_device() {
@@ -129,8 +136,12 @@ pub(super) fn all_devices() -> Vec<DeviceNode> {
             };
             // Those that every container has, and the console, are made elsewhere.
             let name = entry.file_name();
-            let standard = ["null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"];
-            let (Some(name), Some(path)) = (name.to_str(), entry.path().to_str().map(str::to_owned)) else { continue };
+            let standard = [
+                "null", "zero", "full", "random", "urandom", "tty", "console", "ptmx",
+            ];
+            let (Some(name), Some(path)) = (name.to_str(), entry.path().to_str().map(str::to_owned)) else {
+                continue;
+            };
             if standard.contains(&name) {
                 continue;
             }

@@ -53,8 +53,8 @@ pub(crate) struct Container {
     state: Mutex<State>,
     /// By exec id; `None` while it is being started.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
-    /// Taken by its removal.
-    holdings: AsyncMutex<Option<Holdings>>,
+    /// Given back by its removal.
+    holdings: AsyncMutex<Holdings>,
 }
 
 impl Container {
@@ -67,7 +67,10 @@ impl Container {
             return Ok(self.init.clone());
         }
         lock(&self.execs).get(exec_id).cloned().flatten().ok_or_else(|| {
-            Failure::new(ErrorCode::NotFound, format!("no process {exec_id:?} in container {}", self.id))
+            Failure::new(
+                ErrorCode::NotFound,
+                format!("no process {exec_id:?} in container {}", self.id),
+            )
         })
     }
 

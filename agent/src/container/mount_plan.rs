@@ -45,7 +45,9 @@ fn standard_mount(destination: &str, standard: Standard, privileged: bool) -> Wi
         Standard::FileSystem(name) => WireSource::Standard(StandardSource {
             filesystem: name.to_owned(),
         }),
-        Standard::Sandbox(name) => WireSource::Sandbox(SandboxSource { name: name.to_owned() }),
+        Standard::Sandbox(name) => WireSource::Sandbox(SandboxSource {
+            name: name.to_owned(),
+        }),
     };
     WireMount {
         destination: destination.to_owned(),
@@ -73,19 +75,33 @@ pub(super) fn standard(field: &str, destination: &str, filesystem: &str) -> Resu
     let options: &[(&str, &str)] = match filesystem {
         "proc" | "sysfs" | "cgroup2" | "mqueue" => &[],
         // gid 5 is "tty" in every distribution, and what glibc's grantpt(3) expects.
-        "devpts" => &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
+        "devpts" => &[
+            ("newinstance", ""),
+            ("ptmxmode", "0666"),
+            ("mode", "0620"),
+            ("gid", "5"),
+        ],
         "tmpfs" => &[("mode", "755"), ("size", "65536k")],
         other => {
-            return Err(Failure::invalid(format!("{field}.standard.filesystem: {other:?} is not one of them")));
+            return Err(Failure::invalid(format!(
+                "{field}.standard.filesystem: {other:?} is not one of them"
+            )));
         }
     };
-    let content = if filesystem == "tmpfs" && normal(destination) == "/dev" { Content::Devices } else { Content::Empty };
+    let content = if filesystem == "tmpfs" && normal(destination) == "/dev" {
+        Content::Devices
+    } else {
+        Content::Empty
+    };
     Ok(new_file_system(filesystem, options, content))
 }
 
 pub(super) fn new_file_system(filesystem: &str, options: &[(&str, &str)], content: Content) -> Source {
     let option = |(key, value): &(&str, &str)| {
-        ((*key).to_owned(), (!value.is_empty()).then(|| (*value).to_owned()))
+        (
+            (*key).to_owned(),
+            (!value.is_empty()).then(|| (*value).to_owned()),
+        )
     };
     Source::New {
         filesystem: filesystem.to_owned(),
@@ -100,7 +116,10 @@ pub(super) fn new_file_system(filesystem: &str, options: &[(&str, &str)], conten
 /// `InvalidArgument` or `Unsupported`, naming `field`.
 pub(super) fn mount(field: &str, mount: &WireMount, source: Source) -> Result<Mount, Failure> {
     if !mount.destination.starts_with('/') || normal(&mount.destination).is_empty() {
-        let text = format!("{field}.destination: {:?} is no absolute path below the root", mount.destination);
+        let text = format!(
+            "{field}.destination: {:?} is no absolute path below the root",
+            mount.destination
+        );
         return Err(Failure::invalid(text));
     }
     let mut attributes = attributes(field, &mount.options)?;
@@ -115,7 +134,8 @@ pub(super) fn mount(field: &str, mount: &WireMount, source: Source) -> Result<Mo
     );
     let terminals = matches!(&source, Source::New { filesystem, .. } if filesystem == "devpts");
     attributes.no_dev &= !devices && !terminals;
-    let exact = matches!(&source, Source::New { filesystem, .. } if filesystem == "proc" || filesystem == "sysfs");
+    let exact =
+        matches!(&source, Source::New { filesystem, .. } if filesystem == "proc" || filesystem == "sysfs");
     Ok(Mount {
         destination: mount.destination.clone(),
         source,
@@ -143,10 +163,16 @@ fn attributes(field: &str, options: &[String]) -> Result<Attributes, Failure> {
             // What mounts here are anyway: the kernel's defaults, and cut off from the agent's namespace.
             "defaults" | "bind" | "rbind" | "relatime" | "private" | "rprivate" => {}
             "slave" | "rslave" | "shared" | "rshared" => {
-                let text = format!("{field}.options: mount propagation {option} does not cross the Machine's border");
+                let text = format!(
+                    "{field}.options: mount propagation {option} does not cross the Machine's border"
+                );
                 return Err(Failure::new(ErrorCode::Unsupported, text));
             }
-            other => return Err(Failure::invalid(format!("{field}.options: unknown option {other:?}"))),
+            other => {
+                return Err(Failure::invalid(format!(
+                    "{field}.options: unknown option {other:?}"
+                )));
+            }
         }
     }
     Ok(attributes)
@@ -173,7 +199,16 @@ mod tests {
         let mounts = complete(&[asked("/data"), asked("/dev/"), asked("/dev/shm")], false);
         assert_eq!(
             destinations(&mounts),
-            ["/proc", "/dev/", "/dev/pts", "/dev/mqueue", "/dev/shm", "/sys", "/sys/fs/cgroup", "/data"]
+            [
+                "/proc",
+                "/dev/",
+                "/dev/pts",
+                "/dev/mqueue",
+                "/dev/shm",
+                "/sys",
+                "/sys/fs/cgroup",
+                "/data"
+            ]
         );
         assert_eq!(mounts[1].options, ["noexec"]);
     }
@@ -182,7 +217,11 @@ mod tests {
     fn sysfs_and_cgroups_are_read_only_unless_privileged() {
         let read_only = |privileged| -> Vec<String> {
             let mounts = complete(&[], privileged);
-            mounts.into_iter().filter(|mount| mount.read_only).map(|mount| mount.destination).collect()
+            mounts
+                .into_iter()
+                .filter(|mount| mount.read_only)
+                .map(|mount| mount.destination)
+                .collect()
         };
         assert_eq!(read_only(false), ["/sys", "/sys/fs/cgroup"]);
         assert_eq!(read_only(true), Vec::<String>::new());
@@ -200,9 +239,27 @@ mod tests {
             mount("mounts[0]", &asked, source).unwrap()
         };
         let dev = plan("/dev", "tmpfs");
-        assert!(!dev.attributes.no_dev && matches!(dev.source, Source::New { content: Content::Devices, .. }));
+        assert!(
+            !dev.attributes.no_dev
+                && matches!(
+                    dev.source,
+                    Source::New {
+                        content: Content::Devices,
+                        ..
+                    }
+                )
+        );
         let run = plan("/run", "tmpfs");
-        assert!(run.attributes.no_dev && matches!(run.source, Source::New { content: Content::Empty, .. }));
+        assert!(
+            run.attributes.no_dev
+                && matches!(
+                    run.source,
+                    Source::New {
+                        content: Content::Empty,
+                        ..
+                    }
+                )
+        );
         assert!(plan("/proc", "proc").exact_destination);
         assert!(standard("mounts[0]", "/x", "nfs").is_err());
     }
@@ -212,12 +269,18 @@ mod tests {
         let mut wrong = asked("/data");
         wrong.options = vec!["rshared".to_owned()];
         let source = || new_file_system("tmpfs", &[], Content::Empty);
-        assert_eq!(mount("mounts[3]", &wrong, source()).unwrap_err().code(), ErrorCode::Unsupported);
+        assert_eq!(
+            mount("mounts[3]", &wrong, source()).unwrap_err().code(),
+            ErrorCode::Unsupported
+        );
         wrong.options = vec!["sync".to_owned()];
         let failure = mount("mounts[3]", &wrong, source()).unwrap_err();
         assert!(failure.to_string().starts_with("mounts[3].options"), "{failure}");
         for destination in ["", "data", "/", "/./"] {
-            assert!(mount("mounts[3]", &asked(destination), source()).is_err(), "{destination:?}");
+            assert!(
+                mount("mounts[3]", &asked(destination), source()).is_err(),
+                "{destination:?}"
+            );
         }
     }
 }

@@ -50,14 +50,28 @@ pub(super) fn process(process: &wire::Process, security: Security) -> Result<Pro
             process.oom_score_adj
         )));
     }
-    if let Some(entry) = process.env.iter().find(|entry| !entry.contains(&b'=') || entry.contains(&0)) {
-        let text = format!("process.env: {:?} is not KEY=value", String::from_utf8_lossy(entry));
+    if let Some(entry) = process
+        .env
+        .iter()
+        .find(|entry| !entry.contains(&b'=') || entry.contains(&0))
+    {
+        let text = format!(
+            "process.env: {:?} is not KEY=value",
+            String::from_utf8_lossy(entry)
+        );
         return Err(Failure::invalid(text));
     }
-    let cwd = if process.cwd.is_empty() { "/" } else { process.cwd.as_str() };
+    let cwd = if process.cwd.is_empty() {
+        "/"
+    } else {
+        process.cwd.as_str()
+    };
     check_path("process.cwd", cwd)?;
     let size = process.terminal_size.unwrap_or_default();
-    let terminal = process.terminal.then(|| terminal_size("process.terminal_size", size)).transpose()?;
+    let terminal = process
+        .terminal
+        .then(|| terminal_size("process.terminal_size", size))
+        .transpose()?;
     Ok(ProcessOrder {
         args: process.args.clone(),
         env: process.env.clone(),
@@ -82,7 +96,10 @@ fn user(user: Option<&wire::User>) -> UserSpec {
 
 fn rlimit(rlimit: &wire::Rlimit) -> Result<Rlimit, Failure> {
     if identity::resource(&rlimit.kind).is_none() {
-        return Err(Failure::invalid(format!("process.rlimits: {:?} is no limit", rlimit.kind)));
+        return Err(Failure::invalid(format!(
+            "process.rlimits: {:?} is no limit",
+            rlimit.kind
+        )));
     }
     if rlimit.soft > rlimit.hard {
         return Err(Failure::invalid(format!(
@@ -109,14 +126,22 @@ pub(super) fn device(field: &str, device: &wire::Device) -> Result<DeviceNode, F
         "c" => DeviceKind::Character,
         "b" => DeviceKind::Block,
         _ if device.disk.is_some() => DeviceKind::Block,
-        other => return Err(Failure::invalid(format!("{field}.kind: {other:?} is neither \"c\" nor \"b\""))),
+        other => {
+            return Err(Failure::invalid(format!(
+                "{field}.kind: {other:?} is neither \"c\" nor \"b\""
+            )));
+        }
     };
     Ok(DeviceNode {
         path: device.path.clone(),
         kind,
         major: device.major,
         minor: device.minor,
-        mode: if device.mode == 0 { 0o660 } else { device.mode & 0o777 },
+        mode: if device.mode == 0 {
+            0o660
+        } else {
+            device.mode & 0o777
+        },
         uid: device.uid,
         gid: device.gid,
     })
@@ -149,7 +174,10 @@ impl Plan {
     /// `InvalidArgument` or `Unsupported`, naming the field.
     pub(super) fn new(request: &wire::CreateContainerRequest) -> Result<Self, Failure> {
         let wire_security = request.security.clone().unwrap_or_default();
-        let wire_process = request.process.as_ref().ok_or_else(|| Failure::invalid("process: missing"))?;
+        let wire_process = request
+            .process
+            .as_ref()
+            .ok_or_else(|| Failure::invalid("process: missing"))?;
         if request.layers.is_empty() {
             return Err(Failure::invalid("layers: there is none"));
         }
@@ -165,7 +193,12 @@ impl Plan {
         }
         Ok(Self {
             process: process(wire_process, security::security(&wire_security)?)?,
-            pid_namespace: pid_namespace(request.namespaces.as_ref().unwrap_or(&wire::Namespaces::default()))?,
+            pid_namespace: pid_namespace(
+                request
+                    .namespaces
+                    .as_ref()
+                    .unwrap_or(&wire::Namespaces::default()),
+            )?,
             privileged: wire_security.privileged,
             mounts: super::mount_plan::complete(&request.mounts, wire_security.privileged),
             masked_paths: wire_security.masked_paths,
@@ -207,13 +240,20 @@ mod tests {
         assert!(refused(|p| p.env = vec![b"NO_EQUALS".to_vec()]).starts_with("process.env"));
         assert!(refused(|p| p.env = vec![b"A=\0".to_vec()]).starts_with("process.env"));
         assert!(refused(|p| p.oom_score_adj = 1001).starts_with("process.oom_score_adj"));
-        let limit = |kind: &str, soft, hard| wire::Rlimit { kind: kind.to_owned(), soft, hard };
+        let limit = |kind: &str, soft, hard| wire::Rlimit {
+            kind: kind.to_owned(),
+            soft,
+            hard,
+        };
         assert!(refused(|p| p.rlimits = vec![limit("RLIMIT_X", 1, 1)]).contains("RLIMIT_X"));
         assert!(refused(|p| p.rlimits = vec![limit("RLIMIT_NOFILE", 2, 1)]).contains("RLIMIT_NOFILE"));
         assert!(
             refused(|p| {
                 p.terminal = true;
-                p.terminal_size = Some(wire::TerminalSize { width: 70_000, height: 1 });
+                p.terminal_size = Some(wire::TerminalSize {
+                    width: 70_000,
+                    height: 1,
+                });
             })
             .starts_with("process.terminal_size")
         );
@@ -221,7 +261,11 @@ mod tests {
 
     #[test]
     fn infinity_is_all_ones() {
-        let limit = wire::Rlimit { kind: "RLIMIT_CORE".to_owned(), soft: 1, hard: u64::MAX };
+        let limit = wire::Rlimit {
+            kind: "RLIMIT_CORE".to_owned(),
+            soft: 1,
+            hard: u64::MAX,
+        };
         let limit = rlimit(&limit).unwrap();
         assert_eq!((limit.soft, limit.hard), (Some(1), None));
     }
@@ -232,6 +276,9 @@ mod tests {
             uid_mappings: vec![wire::IdMapping::default()],
             ..wire::Namespaces::default()
         };
-        assert_eq!(pid_namespace(&namespaces).unwrap_err().code(), ErrorCode::Unsupported);
+        assert_eq!(
+            pid_namespace(&namespaces).unwrap_err().code(),
+            ErrorCode::Unsupported
+        );
     }
 }

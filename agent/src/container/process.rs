@@ -62,7 +62,10 @@ impl Process {
     pub(crate) async fn wait(&self) -> Result<Exit, Failure> {
         let mut exit = self.exit.clone();
         let ended = exit.wait_for(Option::is_some).await.map(|exit| exit.clone());
-        ended.ok().flatten().ok_or_else(|| Failure::new(ErrorCode::System, "the agent lost track of the process"))
+        ended
+            .ok()
+            .flatten()
+            .ok_or_else(|| Failure::new(ErrorCode::System, "the agent lost track of the process"))
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -74,12 +77,17 @@ impl Process {
     pub(crate) fn signal(&self, signal: u32) -> Result<(), Failure> {
         let number = signal_number(signal)?;
         if self.has_ended() {
-            return Err(Failure::new(ErrorCode::WrongState, format!("process {} has ended", self.pid)));
+            return Err(Failure::new(
+                ErrorCode::WrongState,
+                format!("process {} has ended", self.pid),
+            ));
         }
         match sys::signal::send(&self.pidfd, number) {
             // Ended, and not reaped yet: the end is about to be told.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-            sent => sent.context(ErrorCode::System, || format!("send signal {signal} to process {}", self.pid)),
+            sent => sent.context(ErrorCode::System, || {
+                format!("send signal {signal} to process {}", self.pid)
+            }),
         }
     }
 
@@ -88,7 +96,8 @@ impl Process {
     pub(crate) fn resize(&self, size: WireSize) -> Result<(), Failure> {
         let size = terminal_size("size", size)?;
         let terminal = self.stdio.terminal();
-        let terminal = terminal.ok_or_else(|| Failure::new(ErrorCode::WrongState, "the process has no terminal"))?;
+        let terminal =
+            terminal.ok_or_else(|| Failure::new(ErrorCode::WrongState, "the process has no terminal"))?;
         rustix::termios::tcsetwinsize(terminal, terminal::winsize(size))
             .context(ErrorCode::System, || "resize the terminal".to_owned())
     }
@@ -108,6 +117,9 @@ pub(crate) fn signal_number(signal: u32) -> Result<i32, Failure> {
 pub(crate) fn terminal_size(field: &str, size: WireSize) -> Result<TerminalSize, Failure> {
     match (u16::try_from(size.width), u16::try_from(size.height)) {
         (Ok(width), Ok(height)) => Ok(TerminalSize { width, height }),
-        _ => Err(Failure::invalid(format!("{field}: {} by {} is too large", size.width, size.height))),
+        _ => Err(Failure::invalid(format!(
+            "{field}: {} by {} is too large",
+            size.width, size.height
+        ))),
     }
 }

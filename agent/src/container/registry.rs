@@ -34,7 +34,10 @@ impl Registry {
         check_id("container_id", id)?;
         let mut slots = lock(&self.slots);
         if slots.contains_key(id) {
-            return Err(Failure::new(ErrorCode::AlreadyExists, format!("container {id} exists")));
+            return Err(Failure::new(
+                ErrorCode::AlreadyExists,
+                format!("container {id} exists"),
+            ));
         }
         slots.insert(id.to_owned(), Slot::Creating);
         Ok(())
@@ -81,7 +84,9 @@ impl Registry {
 
 impl Processes for Registry {
     fn stdio(&self, container_id: &str, exec_id: &str) -> Option<Arc<ProcessStdio>> {
-        let process = self.get(container_id).and_then(|container| container.process(exec_id));
+        let process = self
+            .get(container_id)
+            .and_then(|container| container.process(exec_id));
         process.ok().map(|process| process.stdio.clone())
     }
 }
@@ -100,7 +105,9 @@ pub(crate) fn check_id(field: &str, id: &str) -> Result<(), Failure> {
     if first && id.len() <= MAX_ID && id.bytes().all(plain) {
         Ok(())
     } else {
-        Err(Failure::invalid(format!("{field}: {id:?} is no id (letters, digits, '.', '_', '-', at most {MAX_ID})")))
+        Err(Failure::invalid(format!(
+            "{field}: {id:?} is no id (letters, digits, '.', '_', '-', at most {MAX_ID})"
+        )))
     }
 }
 
@@ -112,7 +119,10 @@ mod tests {
     fn an_id_is_taken_from_reservation_to_end() {
         let registry = Registry::default();
         registry.reserve("c1").unwrap();
-        assert_eq!(registry.reserve("c1").unwrap_err().code(), ErrorCode::AlreadyExists);
+        assert_eq!(
+            registry.reserve("c1").unwrap_err().code(),
+            ErrorCode::AlreadyExists
+        );
         assert_eq!(registry.get("c1").unwrap_err().code(), ErrorCode::WrongState);
         registry.forget("c1");
         assert_eq!(registry.get("c1").unwrap_err().code(), ErrorCode::NotFound);
@@ -120,7 +130,16 @@ mod tests {
 
     #[test]
     fn ids_are_file_names() {
-        for wrong in ["", ".", "..", "a/b", ".hidden", "a b", "é", &"x".repeat(MAX_ID + 1)] {
+        for wrong in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            ".hidden",
+            "a b",
+            "é",
+            &"x".repeat(MAX_ID + 1),
+        ] {
             assert!(check_id("container_id", wrong).is_err(), "{wrong:?}");
         }
         check_id("container_id", "app-1_0.2").unwrap();

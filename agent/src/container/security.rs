@@ -71,9 +71,14 @@ pub(super) fn security(security: &wire::Security) -> Result<Security, Failure> {
 fn set(name: &str, capabilities: &[String]) -> Result<u64, Failure> {
     let mut bits = 0;
     for capability in capabilities {
-        let number = CAPABILITIES.iter().position(|known| known == capability).ok_or_else(|| {
-            Failure::invalid(format!("security.capabilities.{name}: {capability:?} is no capability"))
-        })?;
+        let number = CAPABILITIES
+            .iter()
+            .position(|known| known == capability)
+            .ok_or_else(|| {
+                Failure::invalid(format!(
+                    "security.capabilities.{name}: {capability:?} is no capability"
+                ))
+            })?;
         bits |= 1 << number;
     }
     Ok(bits)

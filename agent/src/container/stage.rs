@@ -131,11 +131,20 @@ fn spawn_beside(
     };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("join-pid-ns".to_owned());
-        let joined = thread.spawn_scoped(scope, join_and_spawn).map(std::thread::ScopedJoinHandle::join);
+        let joined = thread
+            .spawn_scoped(scope, join_and_spawn)
+            .map(std::thread::ScopedJoinHandle::join);
         match joined {
             Ok(Ok(child)) => child,
-            Ok(Err(_)) => Err(Failure::new(ErrorCode::System, "the thread that joins a PID namespace panicked")),
-            Err(error) => Err(Failure::from_io(ErrorCode::System, "start the thread that joins a PID namespace", &error)),
+            Ok(Err(_)) => Err(Failure::new(
+                ErrorCode::System,
+                "the thread that joins a PID namespace panicked",
+            )),
+            Err(error) => Err(Failure::from_io(
+                ErrorCode::System,
+                "start the thread that joins a PID namespace",
+                &error,
+            )),
         }
     })
 }
@@ -146,7 +155,9 @@ async fn send(socket: &UnixStream, order: &Order, descriptors: &[BorrowedFd<'_>]
     while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
         let descriptors = if sent == 0 { descriptors } else { &[] };
         socket.writable().await?;
-        match socket.try_io(Interest::WRITABLE, || channel::send_some(socket, rest, descriptors)) {
+        match socket.try_io(Interest::WRITABLE, || {
+            channel::send_some(socket, rest, descriptors)
+        }) {
             Ok(more) => sent += more,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
@@ -198,10 +209,12 @@ impl Gate {
             Ok(Ok(_)) => Err(Failure::new(ErrorCode::System, "the stage reported twice")),
             Ok(Err(error)) if is_end(&error) => Ok(()),
             Ok(Err(error)) => Err(Failure::from_io(ErrorCode::System, "wait for execve", &error)),
-            Err(_) => Err(Failure::new(ErrorCode::System, format!("no execve within {EXEC_WITHIN:?}"))),
+            Err(_) => Err(Failure::new(
+                ErrorCode::System,
+                format!("no execve within {EXEC_WITHIN:?}"),
+            )),
         }
     }
-
 
     #[cfg(test)]
     pub(crate) fn for_tests() -> Self {
@@ -211,5 +224,8 @@ impl Gate {
 
 /// The stage was killed, or became the program.
 fn is_end(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+    )
 }

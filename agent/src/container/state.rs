@@ -12,9 +12,14 @@ pub(super) enum State {
     Created(Gate),
     /// The gate was opened; execve has not answered yet.
     Starting,
-    Running { started_at_ns: u64 },
+    Running {
+        started_at_ns: u64,
+    },
     /// Never started: `started_at_ns` is 0.
-    Exited { started_at_ns: u64, exit: Exit },
+    Exited {
+        started_at_ns: u64,
+        exit: Exit,
+    },
 }
 
 impl State {
@@ -100,7 +105,10 @@ mod tests {
     use super::*;
 
     fn exit(code: i32) -> Exit {
-        Exit { code, ..Exit::default() }
+        Exit {
+            code,
+            ..Exit::default()
+        }
     }
 
     #[tokio::test]
@@ -120,8 +128,14 @@ mod tests {
         let mut state = State::Starting;
         state.end(exit(3));
         state.started(7);
-        assert_eq!((state.phase(), state.started_at_ns()), (ContainerPhase::Exited, 7));
+        assert_eq!(
+            (state.phase(), state.started_at_ns()),
+            (ContainerPhase::Exited, 7)
+        );
         assert_eq!(state.exit(), Some(&exit(3)));
-        assert_eq!(state.check_running("c").unwrap_err().code(), ErrorCode::WrongState);
+        assert_eq!(
+            state.check_running("c").unwrap_err().code(),
+            ErrorCode::WrongState
+        );
     }
 }

@@ -91,20 +91,26 @@ impl Volumes {
             WireSource::Tmpfs(tmpfs) if tmpfs.name.is_empty() => Ok(private_tmpfs(tmpfs)),
             WireSource::Tmpfs(tmpfs) => {
                 let make = |path: &Path| mount_tmpfs(path, tmpfs);
-                let base = self.acquire(field, Key::Tmpfs(tmpfs.name.clone()), make, held).await?;
+                let base = self
+                    .acquire(field, Key::Tmpfs(tmpfs.name.clone()), make, held)
+                    .await?;
                 Ok(bind(base, ""))
             }
             WireSource::Shared(shared) => {
                 let tag = shared.tag.clone();
-                let make = |path: &Path| {
-                    Ok(mount_at("virtiofs", &tag, path, MountFlags::NOSUID | MountFlags::NODEV, "")?)
-                };
-                let base = self.acquire(field, Key::Shared(shared.tag.clone()), make, held).await?;
+                let flags = MountFlags::NOSUID | MountFlags::NODEV;
+                let make = |path: &Path| mount_at("virtiofs", &tag, path, flags, "");
+                let base = self
+                    .acquire(field, Key::Shared(shared.tag.clone()), make, held)
+                    .await?;
                 Ok(bind(base, &shared.path))
             }
             WireSource::Files(files) => self.files(field, container_id, mount, files, held).await,
             WireSource::Disk(disk) => {
-                let of = disk.disk.as_ref().ok_or_else(|| Failure::invalid(format!("{field}.disk: missing")))?;
+                let of = disk
+                    .disk
+                    .as_ref()
+                    .ok_or_else(|| Failure::invalid(format!("{field}.disk: missing")))?;
                 let lease = disks.acquire(&format!("{field}.disk"), of).await?;
                 let base = lease.path.clone();
                 held.push(Held::Disk(lease));
@@ -117,8 +123,10 @@ impl Volumes {
     fn sandbox(&self, field: &str, name: &str) -> Result<Source, Failure> {
         match name {
             "shm" => Ok(bind(self.run.join("shm"), "")),
-            "resolv.conf" | "hosts" | "hostname" => Ok(bind(self.run.join("sandbox"), name)),
-            other => Err(Failure::invalid(format!("{field}.sandbox.name: there is no {other:?}"))),
+            "resolv.conf" | "hosts" | "hostname" | "machine-id" => Ok(bind(self.run.join("sandbox"), name)),
+            other => Err(Failure::invalid(format!(
+                "{field}.sandbox.name: there is no {other:?}"
+            ))),
         }
     }
 
@@ -139,8 +147,9 @@ impl Volumes {
         let make = |path: &Path| fs::create_dir_all(path);
         let base = self.acquire(field, Key::Files(name), make, held).await?;
         for file in &files.files {
-            write_file(&base, file)
-                .context(ErrorCode::Mount, || format!("{field}.files: write {:?}", file.path))?;
+            write_file(&base, file).context(ErrorCode::Mount, || {
+                format!("{field}.files: write {:?}", file.path)
+            })?;
         }
         match (files.single_file, files.files.first()) {
             (true, Some(file)) => Ok(bind(base, &file.path)),
@@ -163,7 +172,9 @@ impl Volumes {
         }
         let path = self.run.join("volumes").join(used.next.to_string());
         used.next += 1;
-        make(&path).context(ErrorCode::Mount, || format!("{field}: make the volume at {}", path.display()))?;
+        make(&path).context(ErrorCode::Mount, || {
+            format!("{field}: make the volume at {}", path.display())
+        })?;
         used.volumes.insert(
             key.clone(),
             Entry {
@@ -185,7 +196,9 @@ impl Volumes {
             Held::Volume(lease) => lease,
         };
         let mut used = self.used.lock().await;
-        let Some(entry) = used.volumes.get_mut(&lease.0) else { return Ok(()) };
+        let Some(entry) = used.volumes.get_mut(&lease.0) else {
+            return Ok(());
+        };
         entry.by = entry.by.saturating_sub(1);
         if entry.by > 0 {
             return Ok(());
@@ -198,7 +211,9 @@ impl Volumes {
             }
             Key::Files(_) => fs::remove_dir_all(&path),
         };
-        remove().context(ErrorCode::Mount, || format!("remove the volume at {}", path.display()))?;
+        remove().context(ErrorCode::Mount, || {
+            format!("remove the volume at {}", path.display())
+        })?;
         used.volumes.remove(&lease.0);
         Ok(())
     }
@@ -225,12 +240,22 @@ fn mount_tmpfs(path: &Path, tmpfs: &TmpfsSource) -> io::Result<()> {
     if tmpfs.size_bytes > 0 {
         options.push_str(&format!(",size={}", tmpfs.size_bytes));
     }
-    Ok(mount_at("tmpfs", "tmpfs", path, MountFlags::NOSUID | MountFlags::NODEV, &options)?)
+    mount_at(
+        "tmpfs",
+        "tmpfs",
+        path,
+        MountFlags::NOSUID | MountFlags::NODEV,
+        &options,
+    )
 }
 
 /// 0 is the default: as /tmp, since a container's user has to be able to write.
 fn tmpfs_mode(tmpfs: &TmpfsSource) -> u32 {
-    if tmpfs.mode == 0 { 0o1777 } else { tmpfs.mode & 0o7777 }
+    if tmpfs.mode == 0 {
+        0o1777
+    } else {
+        tmpfs.mode & 0o7777
+    }
 }
 
 fn mount_at(filesystem: &str, source: &str, path: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
@@ -241,11 +266,17 @@ fn mount_at(filesystem: &str, source: &str, path: &Path, flags: MountFlags, opti
 
 fn check_files(field: &str, files: &FilesSource) -> Result<(), Failure> {
     if files.files.len() > MAX_FILES {
-        let text = format!("{field}.files: {} files, more than {MAX_FILES}", files.files.len());
+        let text = format!(
+            "{field}.files: {} files, more than {MAX_FILES}",
+            files.files.len()
+        );
         return Err(Failure::invalid(text));
     }
     if files.single_file && files.files.len() != 1 {
-        let text = format!("{field}.files: a single file is asked for, and there are {}", files.files.len());
+        let text = format!(
+            "{field}.files: a single file is asked for, and there are {}",
+            files.files.len()
+        );
         return Err(Failure::invalid(text));
     }
     let inside = |path: &str| {
@@ -255,7 +286,10 @@ fn check_files(field: &str, files: &FilesSource) -> Result<(), Failure> {
             && path.split('/').all(|name| !matches!(name, "" | "." | ".."))
     };
     match files.files.iter().find(|file| !inside(&file.path)) {
-        Some(file) => Err(Failure::invalid(format!("{field}.files: {:?} is no path in the volume", file.path))),
+        Some(file) => Err(Failure::invalid(format!(
+            "{field}.files: {:?} is no path in the volume",
+            file.path
+        ))),
         None => Ok(()),
     }
 }
@@ -297,7 +331,10 @@ mod tests {
     #[test]
     fn paths_that_leave_the_volume_are_refused() {
         for wrong in ["", "..", "../x", "a/../../x", "/etc/passwd", "a//b", "./a"] {
-            assert!(check_files("mounts[0]", &files(&[wrong], false)).is_err(), "{wrong:?}");
+            assert!(
+                check_files("mounts[0]", &files(&[wrong], false)).is_err(),
+                "{wrong:?}"
+            );
         }
         assert!(check_files("mounts[0]", &files(&["a", "b"], true)).is_err());
         check_files("mounts[0]", &files(&["..data/key", "key"], false)).unwrap();
@@ -307,15 +344,25 @@ mod tests {
     async fn a_named_volume_lives_from_its_first_container_to_its_last() {
         let run = tempfile::tempdir().unwrap();
         let volumes = Volumes::new(run.path());
-        let disks = Disks::new(crate::disk::pci::PciBus::new("/nonexistent"), "/dev", run.path().join("disks"));
+        let disks = Disks::new(
+            crate::disk::pci::PciBus::new("/nonexistent"),
+            "/dev",
+            run.path().join("disks"),
+        );
         let mount = WireMount {
             destination: "/etc/config".to_owned(),
             source: Some(WireSource::Files(files(&["dir/key"], false))),
             ..WireMount::default()
         };
         let mut held = Vec::new();
-        let first = volumes.source(&disks, "mounts[0]", "a", &mount, &mut held).await.unwrap();
-        let second = volumes.source(&disks, "mounts[0]", "b", &mount, &mut held).await.unwrap();
+        let first = volumes
+            .source(&disks, "mounts[0]", "a", &mount, &mut held)
+            .await
+            .unwrap();
+        let second = volumes
+            .source(&disks, "mounts[0]", "b", &mount, &mut held)
+            .await
+            .unwrap();
         assert_eq!(first, second);
         let key = run.path().join("volumes/0/dir/key");
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o400);

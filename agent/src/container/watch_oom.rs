@@ -28,7 +28,11 @@ pub(super) async fn watch(pod: Arc<Pod>, container: Arc<Container>) {
 
 async fn tell_kills(pod: &Pod, container: &Container) -> io::Result<()> {
     let events: OwnedFd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&events, container.cgroup.path().join("memory.events"), inotify::WatchFlags::MODIFY)?;
+    inotify::add_watch(
+        &events,
+        container.cgroup.path().join("memory.events"),
+        inotify::WatchFlags::MODIFY,
+    )?;
     let events = sys::readiness::register(events)?;
     let mut told = 0;
     loop {
@@ -44,7 +48,7 @@ async fn tell_kills(pod: &Pod, container: &Container) -> io::Result<()> {
         }
         let kills = container.cgroup.oom_kills();
         if kills > told && container.is_running() {
-            pod.events.publish(Event::Oom(ContainerOom {
+            pod.events.publish(&Event::Oom(ContainerOom {
                 container_id: container.id.clone(),
             }));
         }

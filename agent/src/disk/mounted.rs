@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use proto::agent::v1::{Disk, ErrorCode};
 use rustix::fs::CWD;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 use tokio::sync::Mutex;
 
@@ -62,14 +62,20 @@ impl Disks {
     pub(crate) async fn acquire(&self, field: &str, disk: &Disk) -> Result<Lease, Failure> {
         let address = PciAddress::parse(&format!("{field}.pci_address"), &disk.pci_address)?;
         if !matches!(disk.filesystem.as_str(), "erofs" | "ext4") {
-            let text = format!("{field}.filesystem: {:?} is neither erofs nor ext4", disk.filesystem);
+            let text = format!(
+                "{field}.filesystem: {:?} is neither erofs nor ext4",
+                disk.filesystem
+            );
             return Err(Failure::invalid(text));
         }
         let path = self.mounts.join(address.as_str());
         let mut used = self.used.lock().await;
         if let Some(used) = used.get_mut(&address) {
             if used.disk != *disk {
-                let text = format!("{field}: {} is already mounted with other options", address.as_str());
+                let text = format!(
+                    "{field}: {} is already mounted with other options",
+                    address.as_str()
+                );
                 return Err(Failure::invalid(text));
             }
             used.by += 1;
@@ -88,7 +94,12 @@ impl Disks {
     }
 
     async fn mount(&self, disk: Disk, device: PathBuf, target: PathBuf) -> Result<(), Failure> {
-        let text = format!("mount {} as {} on {}", device.display(), disk.filesystem, target.display());
+        let text = format!(
+            "mount {} as {} on {}",
+            device.display(),
+            disk.filesystem,
+            target.display()
+        );
         tokio::task::spawn_blocking(move || {
             fs::create_dir_all(&target)?;
             mount(&disk, &device, &target)
@@ -105,7 +116,9 @@ impl Disks {
     /// `Mount` when the kernel does not let go of it: then it stays mounted and known.
     pub(crate) async fn release(&self, lease: &Lease) -> Result<(), Failure> {
         let mut used = self.used.lock().await;
-        let Some(entry) = used.get_mut(&lease.address) else { return Ok(()) };
+        let Some(entry) = used.get_mut(&lease.address) else {
+            return Ok(());
+        };
         entry.by -= 1;
         if entry.by > 0 {
             return Ok(());
@@ -121,6 +134,16 @@ impl Disks {
         .context(ErrorCode::Mount, || format!("unmount {}", lease.path.display()))?;
         used.remove(&lease.address);
         Ok(())
+    }
+
+    /// Unmounts whatever is mounted, used or not: at the Machine's end, so that a volume's file system is clean.
+    pub(crate) async fn unmount_all(&self) {
+        for (address, _) in self.used.lock().await.drain() {
+            let path = self.mounts.join(address.as_str());
+            if let Err(error) = unmount(&path, UnmountFlags::NOFOLLOW) {
+                tracing::warn!(path = %path.display(), %error, "file system left mounted");
+            }
+        }
     }
 }
 
@@ -141,5 +164,11 @@ fn mount(disk: &Disk, device: &Path, target: &Path) -> io::Result<()> {
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOATIME;
     attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, disk.read_only);
     let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    Ok(move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    Ok(move_mount(
+        &mount,
+        "",
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?)
 }

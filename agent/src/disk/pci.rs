@@ -39,7 +39,9 @@ impl PciAddress {
         if address.len() == pattern.len() && pattern.iter().zip(address.bytes()).all(matches) {
             Ok(Self(address.to_owned()))
         } else {
-            Err(Failure::invalid(format!("{field}: {address:?} is no PCI address like 0000:00:03.0")))
+            Err(Failure::invalid(format!(
+                "{field}: {address:?} is no PCI address like 0000:00:03.0"
+            )))
         }
     }
 
@@ -58,7 +60,7 @@ impl PciBus {
     /// # Errors
     /// [`ErrorCode::DeviceMissing`] when it does not appear.
     pub(crate) async fn block_device(&self, address: &PciAddress) -> Result<String, Failure> {
-        self.wait_for("block device", address, |device| block_below(device)).await
+        self.wait_for("block device", address, block_below).await
     }
 
     /// Kernel name of the network interface at `address` ("eth0"); waits for it.
@@ -87,7 +89,10 @@ impl PciBus {
                 return Ok(name.to_string_lossy().into_owned());
             }
             if Instant::now() >= deadline {
-                let text = format!("no {what} at PCI address {} within {APPEARS_WITHIN:?}", address.as_str());
+                let text = format!(
+                    "no {what} at PCI address {} within {APPEARS_WITHIN:?}",
+                    address.as_str()
+                );
                 return Err(Failure::new(ErrorCode::DeviceMissing, text));
             }
             if !device.exists() {
@@ -118,7 +123,9 @@ fn block_below(device: &Path) -> Option<PathBuf> {
     }
     let region = child(&child(&virtio, "ndbus")?, "region")?;
     let namespaces = children(&region, "namespace");
-    namespaces.iter().find_map(|namespace| child(&namespace.join("block"), ""))
+    namespaces
+        .iter()
+        .find_map(|namespace| child(&namespace.join("block"), ""))
 }
 
 fn child(directory: &Path, prefix: &str) -> Option<PathBuf> {
@@ -126,11 +133,18 @@ fn child(directory: &Path, prefix: &str) -> Option<PathBuf> {
 }
 
 fn children(directory: &Path, prefix: &str) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-    let named = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
     };
-    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(named).collect();
+    let named = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+    };
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(named)
+        .collect();
     found.sort();
     found
 }
@@ -175,7 +189,15 @@ mod tests {
 
     #[test]
     fn addresses_are_checked_before_they_become_paths() {
-        for wrong in ["", "00:03.0", "0000:00:03.8", "0000:00:0G.0", "../../../etc", "0000:00:03.0/..", "0000:00:0A.0"] {
+        for wrong in [
+            "",
+            "00:03.0",
+            "0000:00:03.8",
+            "0000:00:0G.0",
+            "../../../etc",
+            "0000:00:03.0/..",
+            "0000:00:0A.0",
+        ] {
             assert!(PciAddress::parse("disk", wrong).is_err(), "{wrong}");
         }
     }

@@ -8,7 +8,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -35,7 +36,9 @@ pub(crate) fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     bytes = postcard::to_extend(message, bytes).map_err(io::Error::other)?;
     let len = bytes.len().saturating_sub(LENGTH_BYTES);
     if len > MAX_MESSAGE {
-        return Err(io::Error::other(format!("stage message of {len} bytes, more than {MAX_MESSAGE}")));
+        return Err(io::Error::other(format!(
+            "stage message of {len} bytes, more than {MAX_MESSAGE}"
+        )));
     }
     let len = u32::try_from(len).map_err(io::Error::other)?;
     if let Some(prefix) = bytes.first_chunk_mut::<LENGTH_BYTES>() {
@@ -58,7 +61,12 @@ pub(crate) fn send_some(
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::other("more descriptors than a stage message carries"));
     }
-    Ok(rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+    Ok(rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?)
 }
 
 /// Receives some bytes into `buffer` and appends descriptors; 0 at end of file.
@@ -72,8 +80,12 @@ pub(crate) fn receive_some(
 ) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(buffer)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
             descriptors.extend(fds);
@@ -106,8 +118,11 @@ impl Assembly {
         let got = receive_some(socket, rest, &mut self.descriptors);
         self.bytes.truncate(have + got.as_ref().copied().unwrap_or(0));
         if got? == 0 {
-            let kind =
-                if have == 0 { io::ErrorKind::ConnectionAborted } else { io::ErrorKind::UnexpectedEof };
+            let kind = if have == 0 {
+                io::ErrorKind::ConnectionAborted
+            } else {
+                io::ErrorKind::UnexpectedEof
+            };
             return Err(kind.into());
         }
         if self.bytes.len() < LENGTH_BYTES || self.bytes.len() < self.wanted()? {
@@ -129,7 +144,9 @@ impl Assembly {
         };
         let len = usize::try_from(u32::from_le_bytes(*prefix)).map_err(io::Error::other)?;
         if len > MAX_MESSAGE {
-            return Err(io::Error::other(format!("stage message of {len} bytes, more than {MAX_MESSAGE}")));
+            return Err(io::Error::other(format!(
+                "stage message of {len} bytes, more than {MAX_MESSAGE}"
+            )));
         }
         Ok(LENGTH_BYTES + len)
     }
@@ -199,10 +216,16 @@ mod tests {
     fn end_of_file_between_messages_differs_from_end_of_file_within() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(ours);
-        assert_eq!(receive::<String>(&theirs).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        assert_eq!(
+            receive::<String>(&theirs).unwrap_err().kind(),
+            io::ErrorKind::ConnectionAborted
+        );
         let (ours, theirs) = UnixStream::pair().unwrap();
         send_some(&ours, &[9, 0, 0, 0, 1], &[]).unwrap();
         drop(ours);
-        assert_eq!(receive::<String>(&theirs).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            receive::<String>(&theirs).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
     }
 }

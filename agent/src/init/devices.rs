@@ -13,8 +13,14 @@ use crate::init::order::{DeviceKind, DeviceNode};
 use crate::init::paths::{self, Missing};
 
 /// OCI runtime specification, config-linux.md, "Default Devices"; numbers as in Linux's devices.txt.
-const NODES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const NODES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 
 /// OCI runtime specification, runtime-linux.md, "Dev symbolic links"; ptmx is the container's own devpts.
 const LINKS: [(&str, &str); 6] = [

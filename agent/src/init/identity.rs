@@ -4,9 +4,9 @@
 use proto::agent::v1::ErrorCode;
 use rustix::process::{Resource, Rlimit as KernelRlimit, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set, configure_capability_in_ambient_set,
-    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
+    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
 use crate::error::{Context as _, Failure};
@@ -68,7 +68,11 @@ pub(crate) fn assume(user: &Credentials, security: &Security) -> Result<(), Fail
     let capabilities = &security.capabilities;
     drop_bounding(capabilities.bounding)?;
     set_keep_capabilities(true).context(ErrorCode::System, || "keep capabilities".to_owned())?;
-    let groups: Vec<Gid> = user.supplemental_gids.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    let groups: Vec<Gid> = user
+        .supplemental_gids
+        .iter()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
     set_thread_groups(&groups).context(ErrorCode::System, || format!("set {} groups", groups.len()))?;
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     set_thread_res_gid(gid, gid, gid).context(ErrorCode::System, || format!("set group {}", user.gid))?;
@@ -85,7 +89,10 @@ pub(crate) fn assume(user: &Credentials, security: &Security) -> Result<(), Fail
 fn install(filter: Option<&Filter>) -> Result<(), Failure> {
     let Some(filter) = filter else { return Ok(()) };
     sys::seccomp::install(&filter.program, filter.flags).context(ErrorCode::System, || {
-        format!("install a seccomp filter of {} instructions", filter.program.len())
+        format!(
+            "install a seccomp filter of {} instructions",
+            filter.program.len()
+        )
     })
 }
 

@@ -56,6 +56,7 @@ fn run(socket: &OwnedFd) -> Result<(), Failure> {
     // A container must not look into a process that still has the agent's power: no ptrace, no /proc/<pid>/*.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context(ErrorCode::System, || "make the stage undumpable".to_owned())?;
+    rustix::thread::set_name(c"clearpod-stage").context(ErrorCode::System, || "name the stage".to_owned())?;
     rustix::process::umask(Mode::empty());
     let Received { message, descriptors } =
         channel::receive::<Order>(socket).context(ErrorCode::System, || "receive the order".to_owned())?;
@@ -86,7 +87,11 @@ fn become_container(
         terminal::attach_console(root.as_fd(), terminal)?;
     }
     create_cwd(root.as_fd(), &order.process.cwd)?;
-    let termination_log = order.termination_log.as_deref().map(|path| open_log(root.as_fd(), path)).transpose()?;
+    let termination_log = order
+        .termination_log
+        .as_deref()
+        .map(|path| open_log(root.as_fd(), path))
+        .transpose()?;
     for path in &order.read_only_paths {
         mounts::make_read_only(root.as_fd(), path)?;
     }
@@ -106,19 +111,20 @@ fn become_container(
 }
 
 /// The story of a process beside a running container's init.
-fn become_exec(
-    socket: &OwnedFd,
-    order: &ProcessOrder,
-    mut descriptors: Vec<OwnedFd>,
-) -> Result<(), Failure> {
+fn become_exec(socket: &OwnedFd, order: &ProcessOrder, mut descriptors: Vec<OwnedFd>) -> Result<(), Failure> {
     if descriptors.is_empty() {
-        return Err(Failure::new(ErrorCode::System, "the order came without a process to join"));
+        return Err(Failure::new(
+            ErrorCode::System,
+            "the order came without a process to join",
+        ));
     }
     let container = descriptors.remove(0);
     prepare_process(order)?;
     let namespaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
     rustix::thread::move_into_thread_name_spaces(container.as_fd(), namespaces)
-        .context(ErrorCode::WrongState, || "join the container's namespaces".to_owned())?;
+        .context(ErrorCode::WrongState, || {
+            "join the container's namespaces".to_owned()
+        })?;
     drop(container);
     let root = rootfs::open_path("/")?;
     let user = user::resolve(&order.user, &Accounts::read(root.as_fd())?)?;
@@ -168,6 +174,7 @@ fn prepare_process(order: &ProcessOrder) -> Result<(), Failure> {
         .and_then(|mut file| write!(file, "{score}"))
         .context(ErrorCode::System, || format!("set oom_score_adj to {score}"))?;
     rustix::process::setsid().context(ErrorCode::System, || "start a session".to_owned())?;
+    sys::exec::new_session_keyring().context(ErrorCode::System, || "start a session keyring".to_owned())?;
     identity::limit(&order.rlimits)
 }
 
@@ -231,7 +238,9 @@ fn give_to(fd: impl AsFd, user: &Credentials) -> rustix::io::Result<()> {
 fn create_cwd(root: BorrowedFd<'_>, cwd: &str) -> Result<(), Failure> {
     paths::open_or_create(root, cwd, Missing::Directory)
         .map(drop)
-        .context(ErrorCode::InvalidArgument, || format!("create working directory {cwd}"))
+        .context(ErrorCode::InvalidArgument, || {
+            format!("create working directory {cwd}")
+        })
 }
 
 /// The termination log, created if it is missing, for reading after the end.
@@ -252,9 +261,13 @@ fn report(
         terminal: stdio.master().is_some(),
         termination_log: termination_log.is_some(),
     };
-    let descriptors: Vec<BorrowedFd<'_>> =
-        stdio.master().into_iter().chain(termination_log.map(AsFd::as_fd)).collect();
-    channel::send(socket, &ready, &descriptors).context(ErrorCode::System, || "report to the agent".to_owned())
+    let descriptors: Vec<BorrowedFd<'_>> = stdio
+        .master()
+        .into_iter()
+        .chain(termination_log.map(AsFd::as_fd))
+        .collect();
+    channel::send(socket, &ready, &descriptors)
+        .context(ErrorCode::System, || "report to the agent".to_owned())
 }
 
 /// Waits for StartContainer.
@@ -265,6 +278,9 @@ fn wait_for_go(socket: &OwnedFd) -> Result<(), Failure> {
     if got == 1 && byte == [GO] {
         Ok(())
     } else {
-        Err(Failure::new(ErrorCode::WrongState, "the agent let go of the container before its start"))
+        Err(Failure::new(
+            ErrorCode::WrongState,
+            "the agent let go of the container before its start",
+        ))
     }
 }

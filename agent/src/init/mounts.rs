@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use proto::agent::v1::ErrorCode;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use crate::error::{Context as _, Failure};
@@ -39,18 +39,27 @@ pub(crate) fn attach(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), Failure>
     .context(ErrorCode::Mount, || format!("mount {destination}: open source"))?;
     let recursive = mount.recursive_read_only;
     let mut attributes = attribute_flags(mount.attributes);
-    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, mount.attributes.read_only || recursive);
+    attributes.set(
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+        mount.attributes.read_only || recursive,
+    );
     if !attributes.is_empty() {
-        sys::mount::set_attributes(&source, attributes, recursive)
-            .context(ErrorCode::Mount, || format!("mount {destination}: set attributes"))?;
+        sys::mount::set_attributes(&source, attributes, recursive).context(ErrorCode::Mount, || {
+            format!("mount {destination}: set attributes")
+        })?;
     }
-    let target = destination_of(root, mount, &source)
-        .context(ErrorCode::Mount, || format!("mount {destination}: open mount point"))?;
+    let target = destination_of(root, mount, &source).context(ErrorCode::Mount, || {
+        format!("mount {destination}: open mount point")
+    })?;
     place(&source, &target).context(ErrorCode::Mount, || format!("mount {destination}"))
 }
 
 fn destination_of(root: BorrowedFd<'_>, mount: &Mount, source: &OwnedFd) -> io::Result<OwnedFd> {
-    let missing = if is_directory(source)? { Missing::Directory } else { Missing::File };
+    let missing = if is_directory(source)? {
+        Missing::Directory
+    } else {
+        Missing::File
+    };
     let target = paths::open_or_create(root, &mount.destination, missing)?;
     if mount.exact_destination {
         return paths::open_exact(root, &mount.destination, OFlags::PATH);
@@ -64,14 +73,24 @@ fn destination_of(root: BorrowedFd<'_>, mount: &Mount, source: &OwnedFd) -> io::
 /// [`ErrorCode::Mount`], naming the path.
 pub(crate) fn mask(root: BorrowedFd<'_>, path: &str) -> Result<(), Failure> {
     let hide = || -> io::Result<()> {
-        let Some(target) = existing(root, path)? else { return Ok(()) };
+        let Some(target) = existing(root, path)? else {
+            return Ok(());
+        };
         let cover = if is_directory(&target)? {
-            let options = [option("size", "4096"), option("nr_inodes", "2"), option("mode", "555")];
+            let options = [
+                option("size", "4096"),
+                option("nr_inodes", "2"),
+                option("mode", "555"),
+            ];
             let empty = new_file_system("tmpfs", &options, Content::Empty)?;
             sys::mount::set_attributes(&empty, hiding(), false)?;
             empty
         } else {
-            clone_tree(&rustix::fs::open("/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)?
+            clone_tree(&rustix::fs::open(
+                "/dev/null",
+                OFlags::PATH | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?)?
         };
         place(&cover, &target)
     };
@@ -91,7 +110,9 @@ fn hiding() -> MountAttrFlags {
 /// [`ErrorCode::Mount`], naming the path.
 pub(crate) fn make_read_only(root: BorrowedFd<'_>, path: &str) -> Result<(), Failure> {
     let protect = || -> io::Result<()> {
-        let Some(target) = existing(root, path)? else { return Ok(()) };
+        let Some(target) = existing(root, path)? else {
+            return Ok(());
+        };
         let tree = clone_tree(&target)?;
         sys::mount::set_attributes(&tree, MountAttrFlags::MOUNT_ATTR_RDONLY, true)?;
         place(&tree, &target)
@@ -155,7 +176,10 @@ fn attribute_flags(attributes: Attributes) -> MountAttrFlags {
     flags.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, attributes.no_exec);
     flags.set(MountAttrFlags::MOUNT_ATTR_NODIRATIME, attributes.no_dir_atime);
     flags.set(MountAttrFlags::MOUNT_ATTR_NOATIME, attributes.no_atime);
-    flags.set(MountAttrFlags::MOUNT_ATTR_STRICTATIME, attributes.strict_atime && !attributes.no_atime);
+    flags.set(
+        MountAttrFlags::MOUNT_ATTR_STRICTATIME,
+        attributes.strict_atime && !attributes.no_atime,
+    );
     flags
 }
 
@@ -169,7 +193,11 @@ fn option(key: &str, value: &str) -> (String, Option<String>) {
 /// # Errors
 /// When the kernel refuses.
 pub(crate) fn enter_empty_root() -> Result<(), Failure> {
-    let options = [option("size", "4096"), option("nr_inodes", "2"), option("mode", "555")];
+    let options = [
+        option("size", "4096"),
+        option("nr_inodes", "2"),
+        option("mode", "555"),
+    ];
     let empty = new_file_system("tmpfs", &options, Content::Empty)
         .context(ErrorCode::Mount, || "mount an empty root".to_owned())?;
     sys::mount::set_attributes(&empty, hiding(), false)

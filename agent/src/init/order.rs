@@ -28,7 +28,11 @@ pub(crate) const GO: u8 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Report {
     /// Descriptors, in this order: the terminal's master, the termination log.
-    Ready { user: Credentials, terminal: bool, termination_log: bool },
+    Ready {
+        user: Credentials,
+        terminal: bool,
+        termination_log: bool,
+    },
     Failed(Failure),
 }
 
@@ -89,7 +93,11 @@ pub(crate) struct Attributes {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Source {
     /// A new instance of a file system.
-    New { filesystem: String, options: Vec<(String, Option<String>)>, content: Content },
+    New {
+        filesystem: String,
+        options: Vec<(String, Option<String>)>,
+        content: Content,
+    },
     /// What the agent has mounted or written at `base`, below it `path` ("" is `base` itself).
     Bind { base: PathBuf, path: String },
 }

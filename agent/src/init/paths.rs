@@ -28,7 +28,13 @@ pub(crate) enum Missing {
 /// What openat2(2) answers.
 pub(crate) fn open(root: impl AsFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    Ok(rustix::fs::openat2(root, relative(path), flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    Ok(rustix::fs::openat2(
+        root,
+        relative(path),
+        flags | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    )?)
 }
 
 /// Opens `path` below `root` and refuses any symbolic link in it.
@@ -37,7 +43,13 @@ pub(crate) fn open(root: impl AsFd, path: &str, flags: OFlags) -> io::Result<Own
 /// What openat2(2) answers: ELOOP for a link.
 pub(crate) fn open_exact(root: impl AsFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    Ok(rustix::fs::openat2(root, relative(path), flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    Ok(rustix::fs::openat2(
+        root,
+        relative(path),
+        flags | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    )?)
 }
 
 /// Opens (`O_PATH`) `path` below `root`, creating what is missing.
@@ -56,8 +68,12 @@ pub(crate) fn open_or_create(root: BorrowedFd<'_>, path: &str, missing: Missing)
     };
     let mut here = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
     while let Some(name) = walk.rest.pop_front() {
-        let last = if walk.rest.is_empty() { missing } else { Missing::Directory };
-        here = walk.step(here, name, last)?;
+        let last = if walk.rest.is_empty() {
+            missing
+        } else {
+            Missing::Directory
+        };
+        here = walk.step(&here, name, last)?;
     }
     Ok(here)
 }
@@ -71,15 +87,15 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn step(&mut self, here: OwnedFd, name: String, missing: Missing) -> io::Result<OwnedFd> {
+    fn step(&mut self, here: &OwnedFd, name: String, missing: Missing) -> io::Result<OwnedFd> {
         if name == ".." {
             self.resolved.pop();
             return self.reopen();
         }
-        let next = match open_component(&here, &name) {
+        let next = match open_component(here, &name) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                create_component(&here, &name, missing)?;
-                open_component(&here, &name)?
+                create_component(here, &name, missing)?;
+                open_component(here, &name)?
             }
             opened => opened?,
         };
@@ -92,7 +108,7 @@ impl Walk<'_> {
         if self.links > MAX_LINKS {
             return Err(Errno::LOOP.into());
         }
-        let target = rustix::fs::readlinkat(&here, name.as_str(), Vec::new())?;
+        let target = rustix::fs::readlinkat(here, name.as_str(), Vec::new())?;
         let target = target.into_string().map_err(|_| Errno::ILSEQ)?;
         if target.starts_with('/') {
             self.resolved.clear();
@@ -104,7 +120,11 @@ impl Walk<'_> {
     }
 
     fn reopen(&self) -> io::Result<OwnedFd> {
-        open_exact(self.root, &self.resolved.join("/"), OFlags::PATH | OFlags::DIRECTORY)
+        open_exact(
+            self.root,
+            &self.resolved.join("/"),
+            OFlags::PATH | OFlags::DIRECTORY,
+        )
     }
 }
 
@@ -130,7 +150,10 @@ fn create_component(directory: impl AsFd, name: &str, missing: Missing) -> io::R
 }
 
 fn components(path: &str) -> VecDeque<String> {
-    path.split('/').filter(|name| !name.is_empty() && *name != ".").map(str::to_owned).collect()
+    path.split('/')
+        .filter(|name| !name.is_empty() && *name != ".")
+        .map(str::to_owned)
+        .collect()
 }
 
 /// openat2 takes an absolute path below IN_ROOT as well, but an empty one is ENOENT.

@@ -30,13 +30,19 @@ pub(crate) fn execute(order: &ProcessOrder, user: &Resolved) -> Result<(), Failu
     let entered = enter(&order.cwd);
     identity::assume(&user.credentials, &order.security)?;
     if entered.is_err() {
-        enter(&order.cwd).context(ErrorCode::InvalidArgument, || format!("enter working directory {}", order.cwd))?;
+        enter(&order.cwd).context(ErrorCode::InvalidArgument, || {
+            format!("enter working directory {}", order.cwd)
+        })?;
     }
     sys::exec::default_signals();
     sys::exec::close_on_exec_from(3).context(ErrorCode::System, || "mark descriptors".to_owned())?;
     let error = execve_first(&candidates, &argv, &env);
     let program = order.args.first().map_or("", String::as_str);
-    Err(Failure::from_io(ErrorCode::Exec, format!("execute {program}"), &error))
+    Err(Failure::from_io(
+        ErrorCode::Exec,
+        format!("execute {program}"),
+        &error,
+    ))
 }
 
 /// chdir(2), and a look at where that led: a descriptor leaked into the stage must not become a way out of the root.
@@ -57,7 +63,10 @@ fn candidates(args: &[String], env: &[Vec<u8>]) -> Result<Vec<CString>, Failure>
     if program.contains('/') {
         return c_strings([program.as_bytes()], "process.args");
     }
-    let path = env.iter().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
+    let path = env
+        .iter()
+        .find_map(|entry| entry.strip_prefix(b"PATH="))
+        .unwrap_or(DEFAULT_PATH);
     let joined = path.split(|byte| *byte == b':').map(|directory| {
         let directory = if directory.is_empty() { b"." } else { directory };
         [directory, b"/", program.as_bytes()].concat()
@@ -94,7 +103,9 @@ fn environment(env: &[Vec<u8>], home: &[u8]) -> Vec<Vec<u8>> {
 fn c_strings<'a>(strings: impl IntoIterator<Item = &'a [u8]>, field: &str) -> Result<Vec<CString>, Failure> {
     strings
         .into_iter()
-        .map(|bytes| CString::new(bytes).map_err(|_| Failure::invalid(format!("{field} contains a NUL byte"))))
+        .map(|bytes| {
+            CString::new(bytes).map_err(|_| Failure::invalid(format!("{field} contains a NUL byte")))
+        })
         .collect()
 }
 
@@ -105,7 +116,10 @@ mod tests {
     fn tried(program: &str, env: &[&[u8]]) -> Vec<String> {
         let env: Vec<Vec<u8>> = env.iter().map(|entry| entry.to_vec()).collect();
         let found = candidates(&[program.to_owned()], &env).unwrap();
-        found.into_iter().map(|path| path.into_string().unwrap()).collect()
+        found
+            .into_iter()
+            .map(|path| path.into_string().unwrap())
+            .collect()
     }
 
     #[test]
@@ -129,9 +143,13 @@ mod tests {
 
     #[test]
     fn what_is_denied_is_reported_over_what_is_missing() {
-        let paths: Vec<CString> =
-            ["/nonexistent/x", "/etc", "/nonexistent/y"].map(|path| CString::new(path).unwrap()).to_vec();
+        let paths: Vec<CString> = ["/nonexistent/x", "/etc", "/nonexistent/y"]
+            .map(|path| CString::new(path).unwrap())
+            .to_vec();
         assert_eq!(execve_first(&paths, &[], &[]).raw_os_error(), Some(libc::EACCES));
-        assert_eq!(execve_first(&paths[..1], &[], &[]).raw_os_error(), Some(libc::ENOENT));
+        assert_eq!(
+            execve_first(&paths[..1], &[], &[]).raw_os_error(),
+            Some(libc::ENOENT)
+        );
     }
 }

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use proto::agent::v1::ErrorCode;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 use rustix::thread::UnshareFlags;
 
@@ -21,8 +21,9 @@ use crate::sys;
 /// # Errors
 /// When the kernel refuses.
 pub(crate) fn leave_agent() -> Result<(), Failure> {
-    sys::mount::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP)
-        .context(ErrorCode::System, || "unshare mount and cgroup namespaces".to_owned())?;
+    sys::mount::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP).context(ErrorCode::System, || {
+        "unshare mount and cgroup namespaces".to_owned()
+    })?;
     let root = open_path("/")?;
     sys::mount::set_private(root).context(ErrorCode::Mount, || "make mounts private".to_owned())
 }
@@ -36,22 +37,34 @@ pub(crate) fn mount(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
         .context(ErrorCode::Mount, || "open file system overlay".to_owned())?;
     // One call per layer instead of one option string: a page's worth of option text would not hold 128 layers.
     for layer in &rootfs.layers {
-        fsconfig_set_string(&overlay, "lowerdir+", layer)
-            .context(ErrorCode::Mount, || format!("overlay: add layer {}", layer.display()))?;
+        fsconfig_set_string(&overlay, "lowerdir+", layer).context(ErrorCode::Mount, || {
+            format!("overlay: add layer {}", layer.display())
+        })?;
     }
-    fsconfig_set_string(&overlay, "upperdir", &rootfs.upper)
-        .context(ErrorCode::Mount, || format!("overlay: upper directory {}", rootfs.upper.display()))?;
-    fsconfig_set_string(&overlay, "workdir", &rootfs.work)
-        .context(ErrorCode::Mount, || format!("overlay: work directory {}", rootfs.work.display()))?;
+    fsconfig_set_string(&overlay, "upperdir", &rootfs.upper).context(ErrorCode::Mount, || {
+        format!("overlay: upper directory {}", rootfs.upper.display())
+    })?;
+    fsconfig_set_string(&overlay, "workdir", &rootfs.work).context(ErrorCode::Mount, || {
+        format!("overlay: work directory {}", rootfs.work.display())
+    })?;
     // The writable layer dies with the container, so no fsync of the container has to reach the disk.
     fsconfig_set_flag(&overlay, "volatile")
         .context(ErrorCode::Mount, || "overlay: option volatile".to_owned())?;
-    fsconfig_create(&overlay)
-        .context(ErrorCode::Mount, || format!("create overlay of {} layers", rootfs.layers.len()))?;
+    fsconfig_create(&overlay).context(ErrorCode::Mount, || {
+        format!("create overlay of {} layers", rootfs.layers.len())
+    })?;
     let root = fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
         .context(ErrorCode::Mount, || "mount overlay".to_owned())?;
-    move_mount(&root, "", CWD, &rootfs.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .context(ErrorCode::Mount, || format!("attach overlay at {}", rootfs.target.display()))?;
+    move_mount(
+        &root,
+        "",
+        CWD,
+        &rootfs.target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .context(ErrorCode::Mount, || {
+        format!("attach overlay at {}", rootfs.target.display())
+    })?;
     Ok(root)
 }
 
@@ -61,7 +74,9 @@ pub(crate) fn mount(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
 /// When the kernel refuses.
 pub(crate) fn make_read_only(root: impl AsFd) -> Result<(), Failure> {
     sys::mount::set_attributes(root, MountAttrFlags::MOUNT_ATTR_RDONLY, false)
-        .context(ErrorCode::Mount, || "make the root file system read-only".to_owned())
+        .context(ErrorCode::Mount, || {
+            "make the root file system read-only".to_owned()
+        })
 }
 
 /// Makes `root` the root of the stage's mount namespace and lets go of the agent's.

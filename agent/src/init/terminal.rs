@@ -56,7 +56,9 @@ pub(crate) fn attach_console(root: BorrowedFd<'_>, terminal: &Terminal) -> Resul
             let target = paths::open_or_create(root, "/dev/console", Missing::File)?;
             mounts::place(&source, &target)
         })
-        .context(ErrorCode::Mount, || "mount the terminal at /dev/console".to_owned())
+        .context(ErrorCode::Mount, || {
+            "mount the terminal at /dev/console".to_owned()
+        })
 }
 
 /// Makes the terminal the controlling one of this session.
@@ -64,8 +66,9 @@ pub(crate) fn attach_console(root: BorrowedFd<'_>, terminal: &Terminal) -> Resul
 /// # Errors
 /// [`ErrorCode::System`] when the process leads no session.
 pub(crate) fn control(terminal: &Terminal) -> Result<(), Failure> {
-    rustix::process::ioctl_tiocsctty(&terminal.slave)
-        .context(ErrorCode::System, || "make the terminal the controlling one".to_owned())
+    rustix::process::ioctl_tiocsctty(&terminal.slave).context(ErrorCode::System, || {
+        "make the terminal the controlling one".to_owned()
+    })
 }
 
 /// As the terminal's ioctls want it.

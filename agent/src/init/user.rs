@@ -115,7 +115,9 @@ impl<'a> Group<'a> {
     }
 
     fn has_member(&self, user: &[u8]) -> bool {
-        self.members.split(|byte| *byte == b',').any(|member| member == user)
+        self.members
+            .split(|byte| *byte == b',')
+            .any(|member| member == user)
     }
 }
 
@@ -124,7 +126,11 @@ fn number(digits: &[u8]) -> Option<u32> {
         return None;
     }
     // The highest number means "no change" to setresuid(2).
-    std::str::from_utf8(digits).ok()?.parse().ok().filter(|id| *id != u32::MAX)
+    std::str::from_utf8(digits)
+        .ok()?
+        .parse()
+        .ok()
+        .filter(|id| *id != u32::MAX)
 }
 
 /// Resolves `user`. Numbers need no entry in the files, names do.
@@ -151,7 +157,10 @@ pub(crate) fn resolve(user: &UserSpec, accounts: &Accounts) -> Result<Resolved, 
     let mut seen = std::collections::HashSet::new();
     supplemental_gids.retain(|gid| seen.insert(*gid));
     supplemental_gids.truncate(MAX_GROUPS);
-    let home = entry.map(|entry| entry.home).filter(|home| !home.is_empty()).unwrap_or(b"/");
+    let home = entry
+        .map(|entry| entry.home)
+        .filter(|home| !home.is_empty())
+        .unwrap_or(b"/");
     Ok(Resolved {
         credentials: Credentials {
             uid,
@@ -197,7 +206,8 @@ mod tests {
 
     const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n\nbroken\nalso:x:notanumber:1::/:\n\
         www-data:x:33:33:www-data:/var/www:/usr/sbin/nologin\nodd\xff:x:44:44::/odd:\nhomeless:x:45:46:::\n";
-    const GROUP: &[u8] = b"root:x:0:\nwww-data:x:33:\nextra:x:500:www-data,root\nmore:x:501:someone,www-data\nbad:x\n";
+    const GROUP: &[u8] =
+        b"root:x:0:\nwww-data:x:33:\nextra:x:500:www-data,root\nmore:x:501:someone,www-data\nbad:x\n";
 
     fn accounts() -> Accounts {
         Accounts {
@@ -249,7 +259,10 @@ mod tests {
             vec![7, 500, 501, 8]
         );
         user.strict_groups = true;
-        assert_eq!(resolve(&user, &accounts()).unwrap().credentials.supplemental_gids, vec![7, 8, 501]);
+        assert_eq!(
+            resolve(&user, &accounts()).unwrap().credentials.supplemental_gids,
+            vec![7, 8, 501]
+        );
     }
 
     #[test]
@@ -261,7 +274,12 @@ mod tests {
 
     #[test]
     fn unknown_names_are_named() {
-        for (spec, name) in [("nobody", "nobody"), ("root:staff", "staff"), ("4294967295", "4294967295"), ("-1", "-1")] {
+        for (spec, name) in [
+            ("nobody", "nobody"),
+            ("root:staff", "staff"),
+            ("4294967295", "4294967295"),
+            ("-1", "-1"),
+        ] {
             let user = UserSpec {
                 spec: spec.to_owned(),
                 ..UserSpec::default()

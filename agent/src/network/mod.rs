@@ -26,14 +26,20 @@ const LOOPBACK: &str = "lo";
 pub(crate) fn loopback_up(sysfs: &Path) -> Result<(), Failure> {
     let up = LinkPlan::loopback();
     let index = interface_index(sysfs, LOOPBACK)?;
-    open()?.set_link(index, &up).context(ErrorCode::Network, || "bring lo up".to_owned())
+    open()?
+        .set_link(index, &up)
+        .context(ErrorCode::Network, || "bring lo up".to_owned())
 }
 
 /// Sets up everything that the request asks for, in the order in which the parts need each other.
 ///
 /// # Errors
 /// `InvalidArgument` naming the field, `DeviceMissing`, `Network`.
-pub(crate) async fn configure(sysfs: &Path, bus: &PciBus, request: &ConfigureSandboxRequest) -> Result<(), Failure> {
+pub(crate) async fn configure(
+    sysfs: &Path,
+    bus: &PciBus,
+    request: &ConfigureSandboxRequest,
+) -> Result<(), Failure> {
     let plan = NetworkPlan::new(request)?;
     let mut netlink = open()?;
     for link in &plan.links {
@@ -52,18 +58,22 @@ pub(crate) async fn configure(sysfs: &Path, bus: &PciBus, request: &ConfigureSan
     }
     for route in &plan.routes {
         let index = interface_index(sysfs, &route.interface)?;
-        netlink.add_route(index, route).context(ErrorCode::Network, || format!("add route {route}"))?;
+        netlink
+            .add_route(index, route)
+            .context(ErrorCode::Network, || format!("add route {route}"))?;
     }
     for neighbor in &plan.neighbors {
         let index = interface_index(sysfs, &neighbor.interface)?;
         netlink
             .add_neighbor(index, neighbor)
-            .context(ErrorCode::Network, || format!("add neighbor {} on {}", neighbor.address, neighbor.interface))?;
+            .context(ErrorCode::Network, || {
+                format!("add neighbor {} on {}", neighbor.address, neighbor.interface)
+            })?;
     }
     for rule in &plan.rules {
-        netlink
-            .add_rule(rule)
-            .context(ErrorCode::Network, || format!("add rule {} to table {}", rule.priority, rule.table))?;
+        netlink.add_rule(rule).context(ErrorCode::Network, || {
+            format!("add rule {} to table {}", rule.priority, rule.table)
+        })?;
     }
     Ok(())
 }
@@ -75,7 +85,10 @@ fn open() -> Result<Netlink, Failure> {
 fn interface_index(sysfs: &Path, name: &str) -> Result<u32, Failure> {
     let file = sysfs.join("class/net").join(name).join("ifindex");
     let text = fs::read_to_string(&file).context(ErrorCode::Network, || format!("find interface {name}"))?;
-    text.trim()
-        .parse()
-        .map_err(|_| Failure::new(ErrorCode::Network, format!("{}: {text:?} is no index", file.display())))
+    text.trim().parse().map_err(|_| {
+        Failure::new(
+            ErrorCode::Network,
+            format!("{}: {text:?} is no index", file.display()),
+        )
+    })
 }

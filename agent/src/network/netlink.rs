@@ -39,7 +39,12 @@ pub(super) struct Netlink {
 
 impl Netlink {
     pub(super) fn open() -> io::Result<Self> {
-        let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        let socket = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         Ok(Self { socket, sequence: 0 })
     }
 
@@ -47,7 +52,13 @@ impl Netlink {
     pub(super) fn set_link(&mut self, index: u32, link: &LinkPlan) -> io::Result<()> {
         let mut message = Message::default();
         // struct ifinfomsg: family, padding, type, index, flags, change.
-        message.u8(0).u8(0).u16(0).u32(index).u32(INTERFACE_UP).u32(INTERFACE_UP);
+        message
+            .u8(0)
+            .u8(0)
+            .u16(0)
+            .u32(index)
+            .u32(INTERFACE_UP)
+            .u32(INTERFACE_UP);
         if link.pci_address.is_some() {
             message.attribute(3, &[link.name.as_bytes(), &[0]].concat());
         }
@@ -65,7 +76,12 @@ impl Netlink {
         const NO_DUPLICATE_DETECTION: u32 = 0x2;
         let mut message = Message::default();
         // struct ifaddrmsg: family, prefix length, flags, scope, index.
-        message.u8(family(prefix.address)).u8(prefix.length).u8(0).u8(0).u32(index);
+        message
+            .u8(family(prefix.address))
+            .u8(prefix.length)
+            .u8(0)
+            .u8(0)
+            .u32(index);
         message.attribute(1, &octets(prefix.address));
         message.attribute(2, &octets(prefix.address));
         match prefix.address {
@@ -89,8 +105,17 @@ impl Netlink {
         let flags = if route.gateway_is_on_link { ON_LINK } else { 0 };
         let mut message = Message::default();
         // struct rtmsg: family, destination and source length, tos, table, protocol, scope, type, flags.
-        message.u8(family(route.destination.address)).u8(route.destination.length).u8(0).u8(0);
-        message.u8(u8::try_from(table).unwrap_or(0)).u8(PROTOCOL_BOOT).u8(route.scope).u8(TYPE_UNICAST).u32(flags);
+        message
+            .u8(family(route.destination.address))
+            .u8(route.destination.length)
+            .u8(0)
+            .u8(0);
+        message
+            .u8(u8::try_from(table).unwrap_or(0))
+            .u8(PROTOCOL_BOOT)
+            .u8(route.scope)
+            .u8(TYPE_UNICAST)
+            .u32(flags);
         message.attribute(1, &octets(route.destination.address));
         message.attribute(4, &index.to_ne_bytes());
         if let Some(gateway) = route.gateway {
@@ -118,7 +143,14 @@ impl Netlink {
         const PERMANENT: u16 = 0x80;
         let mut message = Message::default();
         // struct ndmsg: family, padding, index, state, flags, type.
-        message.u8(family(neighbor.address)).u8(0).u16(0).u32(index).u16(PERMANENT).u8(0).u8(0);
+        message
+            .u8(family(neighbor.address))
+            .u8(0)
+            .u16(0)
+            .u32(index)
+            .u16(PERMANENT)
+            .u8(0)
+            .u8(0);
         message.attribute(1, &octets(neighbor.address));
         message.attribute(2, &neighbor.mac);
         self.request(NEW_NEIGHBOR, CREATE | REPLACE, &message)
@@ -129,7 +161,10 @@ impl Netlink {
         let length = |prefix: Option<Prefix>| prefix.map_or(0, |prefix| prefix.length);
         let mut message = Message::default();
         // struct fib_rule_hdr: family, destination and source length, tos, table, two reserved, action, flags.
-        message.u8(if rule.is_ipv6 { INET6 } else { INET }).u8(length(rule.destination)).u8(length(rule.source));
+        message
+            .u8(if rule.is_ipv6 { INET6 } else { INET })
+            .u8(length(rule.destination))
+            .u8(length(rule.source));
         message.u8(0).u8(0).u8(0).u8(0).u8(TO_TABLE).u32(0);
         if let Some(destination) = rule.destination {
             message.attribute(1, &octets(destination.address));
@@ -157,10 +192,20 @@ impl Netlink {
 
 /// struct nlmsgerr after struct nlmsghdr: a negative errno, 0 for success.
 fn acknowledgement(answer: &[u8], sequence: u32) -> io::Result<()> {
-    let field = |at: usize| answer.get(at..)?.first_chunk::<4>().map(|bytes| i32::from_ne_bytes(*bytes));
-    let kind = answer.get(4..).and_then(<[u8]>::first_chunk::<2>).map(|bytes| u16::from_ne_bytes(*bytes));
+    let field = |at: usize| {
+        answer
+            .get(at..)?
+            .first_chunk::<4>()
+            .map(|bytes| i32::from_ne_bytes(*bytes))
+    };
+    let kind = answer
+        .get(4..)
+        .and_then(<[u8]>::first_chunk::<2>)
+        .map(|bytes| u16::from_ne_bytes(*bytes));
     if kind != Some(ERROR) || field(8) != Some(sequence.cast_signed()) {
-        return Err(io::Error::other("netlink answered something else than an acknowledgement"));
+        return Err(io::Error::other(
+            "netlink answered something else than an acknowledgement",
+        ));
     }
     match field(HEADER) {
         Some(0) => Ok(()),
@@ -249,7 +294,10 @@ mod tests {
         acknowledgement(&answer(0, 5), 5).unwrap();
         let refused = acknowledgement(&answer(-libc::EEXIST, 5), 5).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EEXIST));
-        assert!(acknowledgement(&answer(0, 4), 5).is_err(), "an answer to something else");
+        assert!(
+            acknowledgement(&answer(0, 4), 5).is_err(),
+            "an answer to something else"
+        );
         assert!(acknowledgement(&[], 5).is_err());
     }
 

@@ -124,11 +124,18 @@ impl NetworkPlan {
         let on_link: Vec<(String, Prefix)> = links
             .iter()
             .flat_map(|link| link.addresses.iter().map(|prefix| (link.name.clone(), *prefix)))
-            .chain(routes.iter().filter(|r| r.gateway.is_none()).map(|r| (r.interface.clone(), r.destination)))
+            .chain(
+                routes
+                    .iter()
+                    .filter(|r| r.gateway.is_none())
+                    .map(|r| (r.interface.clone(), r.destination)),
+            )
             .collect();
         for route in &mut routes {
             route.gateway_is_on_link = route.gateway.is_some_and(|gateway| {
-                !on_link.iter().any(|(name, prefix)| *name == route.interface && prefix.contains(gateway))
+                !on_link
+                    .iter()
+                    .any(|(name, prefix)| *name == route.interface && prefix.contains(gateway))
             });
         }
         let rules = each("rules", &request.rules, rule)?;
@@ -141,8 +148,15 @@ impl NetworkPlan {
     }
 }
 
-fn each<W, P>(field: &str, wire: &[W], parse: impl Fn(&str, &W) -> Result<P, Failure>) -> Result<Vec<P>, Failure> {
-    wire.iter().enumerate().map(|(index, item)| parse(&format!("{field}[{index}]"), item)).collect()
+fn each<W, P>(
+    field: &str,
+    wire: &[W],
+    parse: impl Fn(&str, &W) -> Result<P, Failure>,
+) -> Result<Vec<P>, Failure> {
+    wire.iter()
+        .enumerate()
+        .map(|(index, item)| parse(&format!("{field}[{index}]"), item))
+        .collect()
 }
 
 fn link(field: &str, link: &wire::Interface) -> Result<LinkPlan, Failure> {
@@ -154,9 +168,13 @@ fn link(field: &str, link: &wire::Interface) -> Result<LinkPlan, Failure> {
     Ok(LinkPlan {
         name: link.name.clone(),
         pci_address,
-        mac: (!link.mac.is_empty()).then(|| mac(&format!("{field}.mac"), &link.mac)).transpose()?,
+        mac: (!link.mac.is_empty())
+            .then(|| mac(&format!("{field}.mac"), &link.mac))
+            .transpose()?,
         mtu: (link.mtu != 0).then_some(link.mtu),
-        addresses: each(&format!("{field}.addresses"), &link.addresses, |field, text| prefix(field, text))?,
+        addresses: each(&format!("{field}.addresses"), &link.addresses, |field, text| {
+            prefix(field, text)
+        })?,
     })
 }
 
@@ -167,7 +185,11 @@ fn route(field: &str, route: &wire::Route) -> Result<RoutePlan, Failure> {
     let scope = u8::try_from(route.scope)
         .map_err(|_| Failure::invalid(format!("{field}.scope: {} is more than 255", route.scope)))?;
     // ip-route(8) does the same: an IPv4 route without a gateway is for the link, unless something else is said.
-    let scope = if scope == 0 && gateway.is_none() && destination.address.is_ipv4() { SCOPE_LINK } else { scope };
+    let scope = if scope == 0 && gateway.is_none() && destination.address.is_ipv4() {
+        SCOPE_LINK
+    } else {
+        scope
+    };
     Ok(RoutePlan {
         destination,
         gateway,
@@ -193,10 +215,14 @@ fn neighbor(field: &str, neighbor: &wire::Neighbor) -> Result<NeighborPlan, Fail
 /// A rule without addresses holds for both families: two rules.
 fn rule(field: &str, rule: &wire::Rule) -> Result<Vec<RulePlan>, Failure> {
     let source = optional(&rule.source, |text| prefix(&format!("{field}.source"), text))?;
-    let destination = optional(&rule.destination, |text| prefix(&format!("{field}.destination"), text))?;
+    let destination = optional(&rule.destination, |text| {
+        prefix(&format!("{field}.destination"), text)
+    })?;
     let families: Vec<bool> = match (source, destination) {
         (Some(a), Some(b)) if a.address.is_ipv6() != b.address.is_ipv6() => {
-            return Err(Failure::invalid(format!("{field}: source and destination are of different families")));
+            return Err(Failure::invalid(format!(
+                "{field}: source and destination are of different families"
+            )));
         }
         (Some(prefix), _) | (None, Some(prefix)) => vec![prefix.address.is_ipv6()],
         (None, None) => vec![false, true],
@@ -212,11 +238,16 @@ fn rule(field: &str, rule: &wire::Rule) -> Result<Vec<RulePlan>, Failure> {
 }
 
 fn optional<T>(text: &str, parse: impl Fn(&str) -> Result<T, Failure>) -> Result<Option<T>, Failure> {
-    if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
+    if text.is_empty() {
+        Ok(None)
+    } else {
+        parse(text).map(Some)
+    }
 }
 
 fn address(field: &str, text: &str) -> Result<IpAddr, Failure> {
-    text.parse().map_err(|_| Failure::invalid(format!("{field}: {text:?} is no address")))
+    text.parse()
+        .map_err(|_| Failure::invalid(format!("{field}: {text:?} is no address")))
 }
 
 fn prefix(field: &str, text: &str) -> Result<Prefix, Failure> {
@@ -224,7 +255,11 @@ fn prefix(field: &str, text: &str) -> Result<Prefix, Failure> {
         let (address, length) = text.split_once('/')?;
         let address: IpAddr = address.parse().ok()?;
         let length: u8 = length.parse().ok()?;
-        let bits = if address.is_ipv4() { Ipv4Addr::BITS } else { Ipv6Addr::BITS };
+        let bits = if address.is_ipv4() {
+            Ipv4Addr::BITS
+        } else {
+            Ipv6Addr::BITS
+        };
         (u32::from(length) <= bits).then_some(Prefix { address, length })
     };
     parse().ok_or_else(|| Failure::invalid(format!("{field}: {text:?} is no address with a prefix length")))
@@ -247,7 +282,9 @@ fn mac(field: &str, text: &str) -> Result<[u8; 6], Failure> {
 fn check_name(field: &str, name: &str) -> Result<(), Failure> {
     let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%');
     if name.is_empty() || name.len() > MAX_NAME || matches!(name, "." | "..") || !name.bytes().all(plain) {
-        return Err(Failure::invalid(format!("{field}: {name:?} is no interface name")));
+        return Err(Failure::invalid(format!(
+            "{field}: {name:?} is no interface name"
+        )));
     }
     Ok(())
 }
@@ -265,7 +302,11 @@ mod tests {
                 mtu: 1450,
                 addresses: vec!["10.88.0.5/16".to_owned(), "fd00::5/64".to_owned()],
             }],
-            routes: vec![via("0.0.0.0/0", "10.88.0.1"), via("::/0", "fe80::1"), via("169.254.1.1/32", "")],
+            routes: vec![
+                via("0.0.0.0/0", "10.88.0.1"),
+                via("::/0", "fe80::1"),
+                via("169.254.1.1/32", ""),
+            ],
             ..ConfigureSandboxRequest::default()
         }
     }
@@ -282,8 +323,11 @@ mod tests {
     #[test]
     fn on_link_routes_come_first_and_gateways_beyond_them_are_marked() {
         let plan = NetworkPlan::new(&request()).unwrap();
-        let seen: Vec<(String, bool, u8)> =
-            plan.routes.iter().map(|r| (r.to_string(), r.gateway_is_on_link, r.scope)).collect();
+        let seen: Vec<(String, bool, u8)> = plan
+            .routes
+            .iter()
+            .map(|r| (r.to_string(), r.gateway_is_on_link, r.scope))
+            .collect();
         assert_eq!(
             seen,
             [
@@ -298,8 +342,17 @@ mod tests {
     #[test]
     fn a_rule_without_addresses_is_for_both_families() {
         let mut request = request();
-        request.rules = vec![wire::Rule { priority: 100, table: 10, ..wire::Rule::default() }];
-        let families: Vec<bool> = NetworkPlan::new(&request).unwrap().rules.iter().map(|rule| rule.is_ipv6).collect();
+        request.rules = vec![wire::Rule {
+            priority: 100,
+            table: 10,
+            ..wire::Rule::default()
+        }];
+        let families: Vec<bool> = NetworkPlan::new(&request)
+            .unwrap()
+            .rules
+            .iter()
+            .map(|rule| rule.is_ipv6)
+            .collect();
         assert_eq!(families, [false, true]);
         request.rules[0].source = "10.0.0.0/8".to_owned();
         assert_eq!(NetworkPlan::new(&request).unwrap().rules.len(), 1);
@@ -312,12 +365,30 @@ mod tests {
         type Change = fn(&mut ConfigureSandboxRequest);
         let changes: [(Change, &str); 7] = [
             (|r| r.interfaces[0].name = "a/b".to_owned(), "interfaces[0].name"),
-            (|r| r.interfaces[0].name = "sixteen_letters_".to_owned(), "interfaces[0].name"),
-            (|r| r.interfaces[0].mac = "02:00:00:00:00".to_owned(), "interfaces[0].mac"),
-            (|r| r.interfaces[0].addresses[1] = "fd00::5/129".to_owned(), "interfaces[0].addresses[1]"),
-            (|r| r.routes[1].gateway = "gateway".to_owned(), "routes[1].gateway"),
-            (|r| r.routes[0].destination = "0.0.0.0".to_owned(), "routes[0].destination"),
-            (|r| r.interfaces[0].pci_address = "3".to_owned(), "interfaces[0].pci_address"),
+            (
+                |r| r.interfaces[0].name = "sixteen_letters_".to_owned(),
+                "interfaces[0].name",
+            ),
+            (
+                |r| r.interfaces[0].mac = "02:00:00:00:00".to_owned(),
+                "interfaces[0].mac",
+            ),
+            (
+                |r| r.interfaces[0].addresses[1] = "fd00::5/129".to_owned(),
+                "interfaces[0].addresses[1]",
+            ),
+            (
+                |r| r.routes[1].gateway = "gateway".to_owned(),
+                "routes[1].gateway",
+            ),
+            (
+                |r| r.routes[0].destination = "0.0.0.0".to_owned(),
+                "routes[0].destination",
+            ),
+            (
+                |r| r.interfaces[0].pci_address = "3".to_owned(),
+                "interfaces[0].pci_address",
+            ),
         ];
         for (change, field) in changes {
             let mut request = request();

@@ -1,4 +1,4 @@
-//! /etc/resolv.conf, /etc/hosts and /etc/hostname as every container of the pod sees them.
+//! /etc/resolv.conf, /etc/hosts, /etc/hostname and /etc/machine-id as the containers of the pod can have them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -7,15 +7,19 @@ use std::path::Path;
 
 use proto::agent::v1::{ConfigureSandboxRequest, DnsConfig};
 
-/// Writes the three files into `directory`.
+/// Writes the files into `directory`.
 ///
 /// # Errors
 /// What writing answers.
 pub(super) fn write(directory: &Path, request: &ConfigureSandboxRequest) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    fs::write(directory.join("resolv.conf"), resolv_conf(&request.dns.clone().unwrap_or_default()))?;
+    fs::write(
+        directory.join("resolv.conf"),
+        resolv_conf(&request.dns.clone().unwrap_or_default()),
+    )?;
     fs::write(directory.join("hosts"), hosts(request))?;
-    fs::write(directory.join("hostname"), format!("{}\n", request.hostname))
+    fs::write(directory.join("hostname"), format!("{}\n", request.hostname))?;
+    fs::write(directory.join("machine-id"), format!("{}\n", request.machine_id))
 }
 
 /// resolv.conf(5).
@@ -38,7 +42,10 @@ fn hosts(request: &ConfigureSandboxRequest) -> String {
     let mut text = String::new();
     line(&mut text, "127.0.0.1\tlocalhost");
     line(&mut text, "::1\tlocalhost ip6-localhost ip6-loopback");
-    let addresses = request.interfaces.iter().flat_map(|interface| &interface.addresses);
+    let addresses = request
+        .interfaces
+        .iter()
+        .flat_map(|interface| &interface.addresses);
     for address in addresses.filter(|_| !request.hostname.is_empty()) {
         let address = address.split('/').next().unwrap_or(address);
         line(&mut text, &format!("{address}\t{}", request.hostname));

@@ -7,7 +7,7 @@ pub(crate) mod sysctl;
 
 use std::ffi::CString;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use proto::agent::v1::{ConfigureSandboxRequest, ErrorCode};
@@ -18,11 +18,14 @@ use crate::disk::Lease;
 use crate::error::{Context as _, Failure};
 use crate::network;
 use crate::pod::Pod;
+use crate::sys;
 
 /// linux/utsname.h: __NEW_UTS_LEN.
 const MAX_HOSTNAME: usize = 64;
 /// As the protocol says.
-const ENTROPY: std::ops::RangeInclusive<usize> = 32..=512;
+const ENTROPY: std::ops::RangeInclusive<usize> = 32..=sys::random::MAX_SEED;
+/// machine-id(5): hexadecimal digits.
+const MACHINE_ID: usize = 32;
 
 /// Whether ConfigureSandbox has come.
 #[derive(Debug)]
@@ -44,7 +47,10 @@ impl Sandbox {
     pub(crate) fn scratch(&self) -> Result<PathBuf, Failure> {
         match self {
             Self::Configured { scratch, .. } => Ok(scratch.clone()),
-            Self::New => Err(Failure::new(ErrorCode::WrongState, "the sandbox is not configured yet")),
+            Self::New => Err(Failure::new(
+                ErrorCode::WrongState,
+                "the sandbox is not configured yet",
+            )),
         }
     }
 }
@@ -64,14 +70,22 @@ pub(crate) async fn configure(pod: &Pod, mut request: ConfigureSandboxRequest) -
         if **before == request {
             return Ok(());
         }
-        return Err(Failure::new(ErrorCode::AlreadyExists, "the sandbox was configured with other content"));
+        return Err(Failure::new(
+            ErrorCode::AlreadyExists,
+            "the sandbox was configured with other content",
+        ));
     }
     set_names(&request)?;
     network::configure(&pod.settings.sysfs, pod.disks.bus(), &request).await?;
     sysctl::apply(&pod.settings.proc, &request.sysctls)?;
     let run = &pod.settings.run;
-    files::write(&run.join("sandbox"), &request).context(ErrorCode::System, || "write DNS files".to_owned())?;
-    mount_tmpfs_once(&run.join("shm"), &shm_options(request.shm_size_bytes), MountFlags::NOEXEC)?;
+    files::write(&run.join("sandbox"), &request)
+        .context(ErrorCode::System, || "write DNS files".to_owned())?;
+    mount_tmpfs_once(
+        &run.join("shm"),
+        &shm_options(request.shm_size_bytes),
+        MountFlags::NOEXEC,
+    )?;
     let (scratch, disk) = match &request.scratch {
         Some(disk) => {
             let lease = pod.disks.acquire("scratch", disk).await?;
@@ -95,11 +109,22 @@ fn check(request: &ConfigureSandboxRequest) -> Result<(), Failure> {
     let name = &request.hostname;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     if name.len() > MAX_HOSTNAME || !name.bytes().all(plain) {
-        return Err(Failure::invalid(format!("hostname: {name:?} is no host name of at most {MAX_HOSTNAME} bytes")));
+        return Err(Failure::invalid(format!(
+            "hostname: {name:?} is no host name of at most {MAX_HOSTNAME} bytes"
+        )));
     }
     if !request.entropy.is_empty() && !ENTROPY.contains(&request.entropy.len()) {
-        let text = format!("entropy: {} bytes are not within {ENTROPY:?}", request.entropy.len());
+        let text = format!(
+            "entropy: {} bytes are not within {ENTROPY:?}",
+            request.entropy.len()
+        );
         return Err(Failure::invalid(text));
+    }
+    let id = &request.machine_id;
+    if !id.is_empty() && (id.len() != MACHINE_ID || !id.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+        return Err(Failure::invalid(format!(
+            "machine_id: {id:?} is not {MACHINE_ID} hexadecimal digits"
+        )));
     }
     Ok(())
 }
@@ -110,13 +135,11 @@ fn set_clock_and_entropy(pod: &Pod, realtime_ns: u64, entropy: &[u8]) -> Result<
             .context(ErrorCode::System, || format!("set the clock to {realtime_ns} ns"))?;
     }
     if !entropy.is_empty() {
-        // random(4): whatever is written is mixed into the pool.
-        let device = pod.settings.dev.join("urandom");
-        fs::OpenOptions::new()
-            .write(true)
-            .open(&device)
-            .and_then(|mut random| random.write_all(entropy))
-            .context(ErrorCode::System, || "mix entropy into the kernel's pool".to_owned())?;
+        fs::File::open(pod.settings.dev.join("urandom"))
+            .and_then(|device| sys::random::reseed(device, entropy))
+            .context(ErrorCode::System, || {
+                "seed the random number generator".to_owned()
+            })?;
     }
     Ok(())
 }
@@ -125,8 +148,9 @@ fn set_names(request: &ConfigureSandboxRequest) -> Result<(), Failure> {
     if request.hostname.is_empty() {
         return Ok(());
     }
-    rustix::system::sethostname(request.hostname.as_bytes())
-        .context(ErrorCode::System, || format!("set host name {:?}", request.hostname))
+    rustix::system::sethostname(request.hostname.as_bytes()).context(ErrorCode::System, || {
+        format!("set host name {:?}", request.hostname)
+    })
 }
 
 /// shm_overview(7); Kubernetes' default is 64 MiB.
@@ -145,9 +169,8 @@ fn mount_tmpfs_once(path: &Path, options: &str, flags: MountFlags) -> Result<(),
             return Ok(());
         }
         let options = CString::new(options)?;
+        // Set-user-id programs and devices on a scratch file system work all the same: overlays have flags of their own.
         let flags = flags | MountFlags::NOSUID | MountFlags::NODEV;
-        // Containers' programs run from the scratch file system, which is why noexec is the caller's choice; set-user-id
-        // programs there must work, and do: the overlay has flags of its own.
         Ok(mount("tmpfs", path, "tmpfs", flags, options.as_c_str())?)
     };
     mount_it().context(ErrorCode::Mount, || format!("mount tmpfs on {}", path.display()))
@@ -172,5 +195,14 @@ mod tests {
         assert!(with(&"x".repeat(65), 0).is_err());
         assert!(with("web", 31).is_err());
         assert!(with("web", 513).is_err());
+        let machine_id = |id: &str| {
+            check(&ConfigureSandboxRequest {
+                machine_id: id.to_owned(),
+                ..ConfigureSandboxRequest::default()
+            })
+        };
+        machine_id(&"0f".repeat(16)).unwrap();
+        assert!(machine_id("0f").is_err());
+        assert!(machine_id(&"xy".repeat(16)).is_err());
     }
 }

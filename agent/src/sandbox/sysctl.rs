@@ -19,9 +19,15 @@ pub(crate) fn apply(proc: &Path, sysctls: &HashMap<String, String>) -> Result<()
     let mut sysctls: Vec<_> = sysctls.iter().collect();
     sysctls.sort();
     for (name, value) in sysctls {
-        let path = relative_path(name).ok_or_else(|| Failure::invalid(format!("sysctls: {name:?} is no sysctl")))?;
+        let path =
+            relative_path(name).ok_or_else(|| Failure::invalid(format!("sysctls: {name:?} is no sysctl")))?;
         let file = proc.join("sys").join(path);
-        let set = || -> io::Result<()> { fs::OpenOptions::new().write(true).open(&file)?.write_all(value.as_bytes()) };
+        let set = || -> io::Result<()> {
+            fs::OpenOptions::new()
+                .write(true)
+                .open(&file)?
+                .write_all(value.as_bytes())
+        };
         match set() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Failure::invalid(format!("sysctls: this kernel has no {name}")));
@@ -40,8 +46,13 @@ fn relative_path(name: &str) -> Option<String> {
         '/' => '.',
         other => other,
     };
-    let path: String = if dots { name.chars().map(swap).collect() } else { name.to_owned() };
-    let named = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(|byte| byte.is_ascii_graphic());
+    let path: String = if dots {
+        name.chars().map(swap).collect()
+    } else {
+        name.to_owned()
+    };
+    let named =
+        |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(|byte| byte.is_ascii_graphic());
     path.split('/').all(named).then_some(path)
 }
 
@@ -51,11 +62,23 @@ mod tests {
 
     #[test]
     fn both_spellings_lead_to_the_same_file() {
-        assert_eq!(relative_path("net.ipv4.ip_forward").as_deref(), Some("net/ipv4/ip_forward"));
-        assert_eq!(relative_path("net/ipv4/ip_forward").as_deref(), Some("net/ipv4/ip_forward"));
+        assert_eq!(
+            relative_path("net.ipv4.ip_forward").as_deref(),
+            Some("net/ipv4/ip_forward")
+        );
+        assert_eq!(
+            relative_path("net/ipv4/ip_forward").as_deref(),
+            Some("net/ipv4/ip_forward")
+        );
         let dotted = Some("net/ipv4/conf/eth0.5/forwarding");
-        assert_eq!(relative_path("net/ipv4/conf/eth0.5/forwarding").as_deref(), dotted);
-        assert_eq!(relative_path("net.ipv4.conf.eth0/5.forwarding").as_deref(), dotted);
+        assert_eq!(
+            relative_path("net/ipv4/conf/eth0.5/forwarding").as_deref(),
+            dotted
+        );
+        assert_eq!(
+            relative_path("net.ipv4.conf.eth0/5.forwarding").as_deref(),
+            dotted
+        );
     }
 
     #[test]
@@ -72,7 +95,13 @@ mod tests {
         fs::write(proc.path().join("sys/net/ipv4/ip_forward"), "0").unwrap();
         let set = |name: &str| apply(proc.path(), &[(name.to_owned(), "1".to_owned())].into());
         set("net.ipv4.ip_forward").unwrap();
-        assert_eq!(fs::read(proc.path().join("sys/net/ipv4/ip_forward")).unwrap(), b"1");
-        assert_eq!(set("net.ipv4.no_such").unwrap_err().code(), ErrorCode::InvalidArgument);
+        assert_eq!(
+            fs::read(proc.path().join("sys/net/ipv4/ip_forward")).unwrap(),
+            b"1"
+        );
+        assert_eq!(
+            set("net.ipv4.no_such").unwrap_err().code(),
+            ErrorCode::InvalidArgument
+        );
     }
 }

@@ -90,7 +90,9 @@ fn ranges(rules: &Rules) -> Vec<(u32, Outcome)> {
     let mut merged: Vec<(u32, Outcome)> = Vec::new();
     for (last, outcome) in ranges {
         match merged.last_mut() {
-            Some((end, previous)) if matches!(outcome, Outcome::Always(_)) && *previous == outcome => *end = last,
+            Some((end, previous)) if matches!(outcome, Outcome::Always(_)) && *previous == outcome => {
+                *end = last;
+            }
             _ => merged.push((last, outcome)),
         }
     }

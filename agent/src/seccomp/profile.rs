@@ -109,8 +109,11 @@ impl Profile {
     /// Resolves names to numbers; the second value are `SECCOMP_FILTER_FLAG_*`.
     pub(super) fn rules(&self) -> Result<(Rules, u32), Failure> {
         let native = ["SCMP_ARCH_X86_64", "SCMP_ARCH_NATIVE"];
-        if !self.architectures.is_empty() && !self.architectures.iter().any(|a| native.contains(&a.as_str())) {
-            return Err(Failure::invalid("security.seccomp.architectures: SCMP_ARCH_X86_64 is not among them"));
+        if !self.architectures.is_empty() && !self.architectures.iter().any(|a| native.contains(&a.as_str()))
+        {
+            return Err(Failure::invalid(
+                "security.seccomp.architectures: SCMP_ARCH_X86_64 is not among them",
+            ));
         }
         let mut rules = Rules {
             default: action(self.default_action, self.default_errno_ret)?,
@@ -143,7 +146,10 @@ impl SyscallRule {
     fn add_to(&self, rules: &mut Rules) -> Result<(), Failure> {
         let action = action(self.action, self.errno_ret)?;
         if let Some(argument) = self.args.iter().find(|argument| argument.index >= ARGUMENTS) {
-            let message = format!("security.seccomp: {:?} has no argument {}", self.names, argument.index);
+            let message = format!(
+                "security.seccomp: {:?} has no argument {}",
+                self.names, argument.index
+            );
             return Err(Failure::invalid(message));
         }
         for number in self.names.iter().filter_map(|name| syscalls::number(name)) {
@@ -152,7 +158,8 @@ impl SyscallRule {
                 call.otherwise.get_or_insert(action);
             } else if self.same_argument_twice() {
                 // runc reads several comparisons of one argument as alternatives, and published profiles rely on it.
-                call.conditional.extend(self.args.iter().map(|argument| (vec![*argument], action)));
+                call.conditional
+                    .extend(self.args.iter().map(|argument| (vec![*argument], action)));
             } else {
                 call.conditional.push((self.args.clone(), action));
             }
@@ -169,7 +176,9 @@ impl SyscallRule {
 fn action(name: ActionName, errno: Option<u16>) -> Result<Action, Failure> {
     let data = errno.unwrap_or(libc::EPERM.unsigned_abs() as u16);
     if data > MAX_ERRNO {
-        return Err(Failure::invalid(format!("security.seccomp: errnoRet {data} is more than {MAX_ERRNO}")));
+        return Err(Failure::invalid(format!(
+            "security.seccomp: errnoRet {data} is more than {MAX_ERRNO}"
+        )));
     }
     Ok(match name {
         ActionName::KillThread => libc::SECCOMP_RET_KILL_THREAD,

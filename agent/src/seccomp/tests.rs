@@ -13,10 +13,19 @@ const X86_64: u32 = 0xc000_003e;
 
 fn run(program: &[Instruction], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
     let mut data = [number, arch, 0, 0].to_vec();
-    data.extend(arguments.iter().flat_map(|a| [(*a & 0xffff_ffff) as u32, (*a >> 32) as u32]));
+    data.extend(
+        arguments
+            .iter()
+            .flat_map(|a| [(*a & 0xffff_ffff) as u32, (*a >> 32) as u32]),
+    );
     let (mut at, mut accumulator) = (0, 0u32);
     loop {
-        let Instruction { code, jump_true, jump_false, k } = program[at];
+        let Instruction {
+            code,
+            jump_true,
+            jump_false,
+            k,
+        } = program[at];
         at += 1;
         let branch = |taken: bool| usize::from(if taken { jump_true } else { jump_false });
         match code {
@@ -54,9 +63,18 @@ fn an_allow_list_allows_what_it_names() {
         assert_eq!(verdict(&program, name, [0; 6]), EPERM, "{name}");
     }
     assert_eq!(verdict(&program, "clone3", [0; 6]), libc::SECCOMP_RET_ERRNO | 38);
-    assert_eq!(run(&program, 0x4000_0003, 1, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
-    assert_eq!(run(&program, X86_64, 0x4000_0000, [0; 6]), libc::SECCOMP_RET_ERRNO | 38);
-    assert_eq!(run(&program, X86_64, u32::MAX, [0; 6]), libc::SECCOMP_RET_ERRNO | 38);
+    assert_eq!(
+        run(&program, 0x4000_0003, 1, [0; 6]),
+        libc::SECCOMP_RET_KILL_PROCESS
+    );
+    assert_eq!(
+        run(&program, X86_64, 0x4000_0000, [0; 6]),
+        libc::SECCOMP_RET_ERRNO | 38
+    );
+    assert_eq!(
+        run(&program, X86_64, u32::MAX, [0; 6]),
+        libc::SECCOMP_RET_ERRNO | 38
+    );
 }
 
 #[test]
@@ -68,8 +86,14 @@ fn arguments_are_compared_in_all_64_bits() {
              "args":[{"index":0,"value":2114060288,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"}]},
             {"names":["socket"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":40,"op":"SCMP_CMP_NE"}]}]}"#,
     );
-    assert_eq!(verdict(&program, "clone", [libc::SIGCHLD as u64, 0, 0, 0, 0, 0]), ALLOW);
-    assert_eq!(verdict(&program, "clone", [libc::CLONE_NEWUSER as u64, 0, 0, 0, 0, 0]), EPERM);
+    assert_eq!(
+        verdict(&program, "clone", [libc::SIGCHLD as u64, 0, 0, 0, 0, 0]),
+        ALLOW
+    );
+    assert_eq!(
+        verdict(&program, "clone", [libc::CLONE_NEWUSER as u64, 0, 0, 0, 0, 0]),
+        EPERM
+    );
     assert_eq!(verdict(&program, "socket", [1, 0, 0, 0, 0, 0]), ALLOW);
     assert_eq!(verdict(&program, "socket", [40, 0, 0, 0, 0, 0]), EPERM);
     assert_eq!(verdict(&program, "socket", [40 | 1 << 32, 0, 0, 0, 0, 0]), ALLOW);
@@ -95,9 +119,18 @@ fn comparisons_of_one_argument_are_alternatives_and_of_several_are_not() {
 fn what_cannot_be_honoured_is_refused() {
     for (json, code) in [
         (r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#, ErrorCode::Unsupported),
-        (r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_NEW"]}"#, ErrorCode::Unsupported),
-        (r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_ARM"]}"#, ErrorCode::InvalidArgument),
-        (r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":5000}"#, ErrorCode::InvalidArgument),
+        (
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_NEW"]}"#,
+            ErrorCode::Unsupported,
+        ),
+        (
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_ARM"]}"#,
+            ErrorCode::InvalidArgument,
+        ),
+        (
+            r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":5000}"#,
+            ErrorCode::InvalidArgument,
+        ),
         (r#"{"defaultAction":"allow"}"#, ErrorCode::InvalidArgument),
         ("{", ErrorCode::InvalidArgument),
     ] {
@@ -120,7 +153,10 @@ fn holds(op: &str, argument: u64, value: u64, value_two: u64) -> bool {
 
 /// Numbers that differ in one half only, or not at all.
 fn word() -> impl Strategy<Value = u64> {
-    prop_oneof![any::<u64>(), (0..3u64, 0..3u64).prop_map(|(high, low)| high << 32 | low)]
+    prop_oneof![
+        any::<u64>(),
+        (0..3u64, 0..3u64).prop_map(|(high, low)| high << 32 | low)
+    ]
 }
 
 proptest! {

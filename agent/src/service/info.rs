@@ -17,7 +17,9 @@ pub(super) fn info(settings: &Settings) -> InfoResponse {
         kernel_release: read("sys/kernel/osrelease").trim().to_owned(),
         boot_id: read("sys/kernel/random/boot_id").trim().to_owned(),
         memory_total_bytes: memory_total(&read("meminfo")),
-        cpus_online: online(&fs::read_to_string(settings.sysfs.join("devices/system/cpu/online")).unwrap_or_default()),
+        cpus_online: online(
+            &fs::read_to_string(settings.sysfs.join("devices/system/cpu/online")).unwrap_or_default(),
+        ),
     }
 }
 
@@ -35,7 +37,10 @@ fn online(list: &str) -> u32 {
         let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
         last.checked_sub(first)?.checked_add(1)
     };
-    list.trim().split(',').filter_map(range).fold(0, u32::saturating_add)
+    list.trim()
+        .split(',')
+        .filter_map(range)
+        .fold(0, u32::saturating_add)
 }
 
 #[cfg(test)]

@@ -38,7 +38,12 @@ impl Service {
         F: Future<Output = Result<T, Failure>> + Send + 'static,
     {
         let done = self.pod.tasks.spawn(call).await;
-        done.unwrap_or_else(|error| Err(Failure::new(ErrorCode::System, format!("the call did not finish: {error}"))))
+        done.unwrap_or_else(|error| {
+            Err(Failure::new(
+                ErrorCode::System,
+                format!("the call did not finish: {error}"),
+            ))
+        })
     }
 
     async fn answer<T>(
@@ -46,7 +51,9 @@ impl Service {
         container_id: &str,
         call: impl Future<Output = Result<T, Failure>>,
     ) -> Result<Response<T>, Status> {
-        call.await.map(Response::new).map_err(|failure| status::from_failure(&failure, container_id))
+        call.await
+            .map(Response::new)
+            .map_err(|failure| status::from_failure(&failure, container_id))
     }
 }
 
@@ -78,7 +85,11 @@ impl Agent for Service {
         let pod = self.pod.clone();
         let request = request.into_inner();
         let id = request.container_id.clone();
-        self.answer(&id, self.whole(async move { create::create(&pod, request).await })).await
+        self.answer(
+            &id,
+            self.whole(async move { create::create(&pod, request).await }),
+        )
+        .await
     }
 
     async fn start_container(
@@ -114,18 +125,28 @@ impl Agent for Service {
         let request = request.into_inner();
         let id = request.container_id.clone();
         let call = self.whole(async move {
-            let pid = pod.containers.get(&request.container_id)?.exec(&pod, &request).await?;
+            let pid = pod
+                .containers
+                .get(&request.container_id)?
+                .exec(&pod, &request)
+                .await?;
             Ok(wire::ExecResponse { pid })
         });
         self.answer(&id, call).await
     }
 
-    async fn remove_exec(&self, request: Request<wire::RemoveExecRequest>) -> Answer<wire::RemoveExecResponse> {
+    async fn remove_exec(
+        &self,
+        request: Request<wire::RemoveExecRequest>,
+    ) -> Answer<wire::RemoveExecResponse> {
         let pod = self.pod.clone();
         let request = request.into_inner();
         let id = request.container_id.clone();
         let call = self.whole(async move {
-            pod.containers.get(&request.container_id)?.remove_exec(&request.exec_id).await?;
+            pod.containers
+                .get(&request.container_id)?
+                .remove_exec(&request.exec_id)
+                .await?;
             Ok(wire::RemoveExecResponse {})
         });
         self.answer(&id, call).await
@@ -143,7 +164,11 @@ impl Agent for Service {
     async fn wait(&self, request: Request<wire::WaitRequest>) -> Answer<wire::WaitResponse> {
         let request = request.into_inner();
         let call = async {
-            let process = self.pod.containers.get(&request.container_id)?.process(&request.exec_id)?;
+            let process = self
+                .pod
+                .containers
+                .get(&request.container_id)?
+                .process(&request.exec_id)?;
             let exit = Some(process.wait().await?);
             Ok(wire::WaitResponse { exit })
         };
@@ -156,18 +181,29 @@ impl Agent for Service {
     ) -> Answer<wire::ResizeTerminalResponse> {
         let request = request.into_inner();
         let call = async {
-            let process = self.pod.containers.get(&request.container_id)?.process(&request.exec_id)?;
+            let process = self
+                .pod
+                .containers
+                .get(&request.container_id)?
+                .process(&request.exec_id)?;
             process.resize(request.size.unwrap_or_default())?;
             Ok(wire::ResizeTerminalResponse {})
         };
         self.answer(&request.container_id, call).await
     }
 
-    type WatchStream = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<wire::WatchEvent, Status>> + Send>>;
+    type WatchStream =
+        std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<wire::WatchEvent, Status>> + Send>>;
 
     async fn watch(&self, _: Request<wire::WatchRequest>) -> Answer<Self::WatchStream> {
         let events = self.pod.events.watch(|| wire::Snapshot {
-            containers: self.pod.containers.all().iter().map(|container| container.snapshot()).collect(),
+            containers: self
+                .pod
+                .containers
+                .all()
+                .iter()
+                .map(|container| container.snapshot())
+                .collect(),
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(events).map(Ok))))
     }
@@ -179,7 +215,9 @@ impl Agent for Service {
         let request = request.into_inner();
         let call = async {
             let container = self.pod.containers.get(&request.container_id)?;
-            container.cgroup.limit(&request.resources.clone().unwrap_or_default())?;
+            container
+                .cgroup
+                .limit(&request.resources.clone().unwrap_or_default())?;
             Ok(wire::UpdateContainerResponse {})
         };
         self.answer(&request.container_id, call).await

@@ -54,8 +54,13 @@ fn code(code: ErrorCode) -> Code {
 }
 
 fn one_line(message: &str) -> String {
-    let mut line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let end = (0..=MAX_MESSAGE.min(line.len())).rev().find(|end| line.is_char_boundary(*end));
+    let mut line: String = message
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    let end = (0..=MAX_MESSAGE.min(line.len()))
+        .rev()
+        .find(|end| line.is_char_boundary(*end));
     line.truncate(end.unwrap_or(0));
     line
 }
@@ -70,11 +75,20 @@ mod tests {
     #[test]
     fn the_details_hold_the_typed_error() {
         let failed: Result<(), io::Error> = Err(io::Error::from_raw_os_error(libc::ENOENT));
-        let failure = failed.context(ErrorCode::Exec, || "execute /nope".to_owned()).unwrap_err();
+        let failure = failed
+            .context(ErrorCode::Exec, || "execute /nope".to_owned())
+            .unwrap_err();
         let status = from_failure(&failure, "c1");
         let error = AgentError::decode(status.details()).unwrap();
-        assert_eq!((error.code(), error.errno, error.container_id.as_str()), (ErrorCode::Exec, libc::ENOENT, "c1"));
-        assert!(error.message.starts_with("execute /nope: No such file"), "{}", error.message);
+        assert_eq!(
+            (error.code(), error.errno, error.container_id.as_str()),
+            (ErrorCode::Exec, libc::ENOENT, "c1")
+        );
+        assert!(
+            error.message.starts_with("execute /nope: No such file"),
+            "{}",
+            error.message
+        );
     }
 
     #[test]

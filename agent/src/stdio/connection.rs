@@ -102,7 +102,10 @@ async fn send_frames(
     mut to_daemon: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
     loop {
-        let next = stdio.next(offset).await.map_err(|_| io::Error::other("the daemon acknowledged ahead"))?;
+        let next = stdio
+            .next(offset)
+            .await
+            .map_err(|_| io::Error::other("the daemon acknowledged ahead"))?;
         match next {
             Next::Bytes(stream, bytes) => {
                 write_frame(&mut to_daemon, stream, &bytes).await?;
@@ -119,7 +122,11 @@ async fn send_frames(
     }
 }
 
-async fn write_frame(to_daemon: &mut (impl AsyncWrite + Unpin), stream: Stream, bytes: &[u8]) -> io::Result<()> {
+async fn write_frame(
+    to_daemon: &mut (impl AsyncWrite + Unpin),
+    stream: Stream,
+    bytes: &[u8],
+) -> io::Result<()> {
     let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
     let mut frame = FrameHeader { stream, len }.encode().to_vec();
     frame.extend_from_slice(bytes);

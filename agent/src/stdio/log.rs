@@ -91,7 +91,10 @@ impl OutputLog {
     /// The streams that the process has, ended or not.
     pub(super) fn streams(&self) -> impl Iterator<Item = Stream> + use<> {
         let streams = [(Stream::Stdout, self.stdout), (Stream::Stderr, self.stderr)];
-        streams.into_iter().filter(|(_, end)| *end != End::Absent).map(|(stream, _)| stream)
+        streams
+            .into_iter()
+            .filter(|(_, end)| *end != End::Absent)
+            .map(|(stream, _)| stream)
     }
 
     /// Whether a reader may begin at `offset`.
@@ -99,7 +102,11 @@ impl OutputLog {
     /// # Errors
     /// [`OffsetGone`] when its byte is not kept.
     pub(super) fn check(&self, offset: u64) -> Result<(), OffsetGone> {
-        if offset < self.start || offset > self.end() { Err(OffsetGone) } else { Ok(()) }
+        if offset < self.start || offset > self.end() {
+            Err(OffsetGone)
+        } else {
+            Ok(())
+        }
     }
 
     /// The daemon has stored everything before `offset`. An older acknowledgement changes nothing.
@@ -135,7 +142,10 @@ impl OutputLog {
         };
         let from = length(offset - self.start);
         let to = length(run.end - self.start).min(from + MAX_FRAME);
-        Ok(Next::Bytes(run.stream, self.bytes.range(from..to).copied().collect()))
+        Ok(Next::Bytes(
+            run.stream,
+            self.bytes.range(from..to).copied().collect(),
+        ))
     }
 
     fn end(&self) -> u64 {

@@ -73,7 +73,11 @@ pub(crate) fn pipes(with_stdin: bool) -> io::Result<(Ends, ProcessEnds)> {
 /// # Errors
 /// What fcntl(2) answers.
 pub(crate) fn terminal(master: OwnedFd, with_stdin: bool) -> io::Result<Ends> {
-    let stdin = if with_stdin { Some(rustix::io::fcntl_dupfd_cloexec(&master, 0)?) } else { None };
+    let stdin = if with_stdin {
+        Some(rustix::io::fcntl_dupfd_cloexec(&master, 0)?)
+    } else {
+        None
+    };
     Ok(Ends {
         stdin,
         stdout: master,
@@ -120,8 +124,11 @@ impl ProcessStdio {
     /// # Errors
     /// What fcntl(2) and epoll_ctl(2) answer.
     pub(crate) fn new(ends: Ends) -> io::Result<(Self, Outputs)> {
-        let terminal =
-            if ends.terminal { Some(rustix::io::fcntl_dupfd_cloexec(&ends.stdout, 0)?) } else { None };
+        let terminal = if ends.terminal {
+            Some(rustix::io::fcntl_dupfd_cloexec(&ends.stdout, 0)?)
+        } else {
+            None
+        };
         let stdin = match ends.stdin {
             Some(stdin) => Stdin::Open(std::sync::Arc::new(non_blocking(stdin)?)),
             None => Stdin::Absent,
@@ -165,7 +172,9 @@ impl ProcessStdio {
                 drained.await;
                 continue;
             }
-            let Ok(mut ready) = source.readable().await else { break };
+            let Ok(mut ready) = source.readable().await else {
+                break;
+            };
             // The other stream may have filled the log meanwhile: room is looked at and used under one lock.
             let mut log = lock(&self.log);
             buffer.resize(log.room().min(READ), 0);
@@ -206,7 +215,9 @@ impl ProcessStdio {
     }
 
     /// Takes over as the one stdin connection; `None` when the process was made without stdin.
-    pub(super) fn attach_stdin(&self) -> Option<(CancellationToken, Option<std::sync::Arc<AsyncFd<OwnedFd>>>)> {
+    pub(super) fn attach_stdin(
+        &self,
+    ) -> Option<(CancellationToken, Option<std::sync::Arc<AsyncFd<OwnedFd>>>)> {
         let stdin = match &*lock(&self.stdin) {
             Stdin::Absent => return None,
             Stdin::Open(stdin) => Some(stdin.clone()),

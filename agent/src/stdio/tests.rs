@@ -21,7 +21,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (any::<bool>(), prop::collection::vec(any::<u8>(), 0..40)).prop_map(|(err, bytes)| Step::Push(err, bytes)),
+        (any::<bool>(), prop::collection::vec(any::<u8>(), 0..40))
+            .prop_map(|(err, bytes)| Step::Push(err, bytes)),
         (0u64..400).prop_map(Step::Acknowledge),
         (0u64..400).prop_map(Step::Read),
     ]
@@ -104,7 +105,13 @@ impl Fixture {
         let pumped = stdio.clone();
         tasks.spawn(async move { pumped.pump(outputs).await });
         let [stdin, stdout, stderr] = process.borrow().map(|fd| fd.try_clone_to_owned().unwrap());
-        Self { stdio, stdin, stdout: stdout.into(), stderr: stderr.into(), tasks }
+        Self {
+            stdio,
+            stdin,
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+            tasks,
+        }
     }
 
     async fn connect(&mut self, role: Role, offset: u64, container_id: &str) -> (DuplexStream, Status) {
@@ -113,7 +120,12 @@ impl Fixture {
         self.tasks.spawn(async move {
             connection::serve(theirs, &processes).await.ok();
         });
-        let hello = Hello { role, offset, container_id: container_id.to_owned(), exec_id: String::new() };
+        let hello = Hello {
+            role,
+            offset,
+            container_id: container_id.to_owned(),
+            exec_id: String::new(),
+        };
         ours.write_all(&hello.encode().unwrap()).await.unwrap();
         let status = Status::decode(ours.read_u8().await.unwrap()).unwrap();
         (ours, status)
@@ -153,9 +165,16 @@ async fn a_reconnect_resumes_and_what_was_acknowledged_is_gone() {
     let (mut second, status) = process.connect(Role::Output, 4, "c").await;
     assert_eq!(status, Status::Ok);
     assert_eq!(frame(&mut second).await, (Stream::Stdout, b"456789".to_vec()));
-    assert_eq!(first.read(&mut [0]).await.unwrap(), 0, "the first connection was replaced");
+    assert_eq!(
+        first.read(&mut [0]).await.unwrap(),
+        0,
+        "the first connection was replaced"
+    );
     for gone in [3, 11] {
-        assert_eq!(process.connect(Role::Output, gone, "c").await.1, Status::OffsetGone);
+        assert_eq!(
+            process.connect(Role::Output, gone, "c").await.1,
+            Status::OffsetGone
+        );
     }
 }
 
@@ -224,7 +243,10 @@ async fn stdin_arrives_and_ends() {
 async fn refusals_say_why() {
     let mut process = Fixture::new(false);
     assert_eq!(process.connect(Role::Stdin, 0, "c").await.1, Status::NoStdin);
-    assert_eq!(process.connect(Role::Output, 0, "other").await.1, Status::NotFound);
+    assert_eq!(
+        process.connect(Role::Output, 0, "other").await.1,
+        Status::NotFound
+    );
 }
 
 #[tokio::test]

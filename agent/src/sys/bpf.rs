@@ -60,7 +60,8 @@ pub(crate) fn attach_device_program(cgroup: impl AsFd, program: &[Instruction]) 
         ..LoadAttr::default()
     };
     // SAFETY: `load` is valid for its size; `insns` and `license` point to memory that outlives the call.
-    let fd = checked(unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw mut load, size_of::<LoadAttr>()) })?;
+    let fd =
+        checked(unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw mut load, size_of::<LoadAttr>()) })?;
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: BPF_PROG_LOAD returned a new descriptor that nobody else owns.
     let loaded = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -71,6 +72,13 @@ pub(crate) fn attach_device_program(cgroup: impl AsFd, program: &[Instruction]) 
         attach_flags: 0,
     };
     // SAFETY: `attach` is valid for its size and holds descriptors that stay open during the call.
-    checked(unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw mut attach, size_of::<AttachAttr>()) })?;
+    checked(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            PROG_ATTACH,
+            &raw mut attach,
+            size_of::<AttachAttr>(),
+        )
+    })?;
     Ok(())
 }

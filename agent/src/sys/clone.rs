@@ -3,7 +3,10 @@
 //! `std::process::Command` cannot place the child in a cgroup; moving it there afterwards takes a system-wide lock that
 //! waits for RCU, milliseconds that every container start would pay. Between clone and exec the child makes system calls
 //! and nothing else: it has one thread of a process that had several, so it may neither allocate nor lock.
-#![expect(unsafe_code, reason = "clone3 and execveat have no safe wrapper; see the SAFETY comments")]
+#![expect(
+    unsafe_code,
+    reason = "clone3 and execveat have no safe wrapper; see the SAFETY comments"
+)]
 
 use std::ffi::CStr;
 use std::io;
@@ -78,11 +81,14 @@ pub(crate) fn spawn(stage: &Stage<'_>) -> io::Result<Spawned> {
     // SAFETY: `args` is a valid clone_args of the size given and outlives the call, as does `pidfd` that it points to.
     // Without CLONE_VM the child has a copy of this address space, and it only runs `become_stage`, which makes
     // async-signal-safe system calls on memory prepared above.
-    let pid = checked(unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>())
-    })?;
+    let pid = checked(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
     if pid == 0 {
-        become_stage(stage.socket.as_raw_fd(), stage.executable.as_raw_fd(), &argv, &envp);
+        become_stage(
+            stage.socket.as_raw_fd(),
+            stage.executable.as_raw_fd(),
+            &argv,
+            &envp,
+        );
     }
     // SAFETY: with CLONE_PIDFD the kernel stored a new descriptor in `pidfd`; nobody else owns it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };

@@ -31,10 +31,15 @@ pub(crate) fn set_private(mount: impl AsFd) -> io::Result<()> {
 
 fn change(mount: impl AsFd, attr_set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
     // The access-time attributes are a field of two bits: to set one it has to be cleared first.
-    let atime = u64::from((MountAttrFlags::MOUNT_ATTR_NOATIME | MountAttrFlags::MOUNT_ATTR_STRICTATIME).bits());
+    let atime =
+        u64::from((MountAttrFlags::MOUNT_ATTR_NOATIME | MountAttrFlags::MOUNT_ATTR_STRICTATIME).bits());
     let attr = libc::mount_attr {
         attr_set,
-        attr_clr: if attr_set & atime == 0 { 0 } else { u64::from(MountAttrFlags::MOUNT_ATTR__ATIME.bits()) },
+        attr_clr: if attr_set & atime == 0 {
+            0
+        } else {
+            u64::from(MountAttrFlags::MOUNT_ATTR__ATIME.bits())
+        },
         propagation,
         userns_fd: 0,
     };

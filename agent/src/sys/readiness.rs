@@ -1,5 +1,8 @@
 //! Descriptors registered with tokio's epoll.
-#![expect(unsafe_code, reason = "AsyncFd::register asks for a promise about the descriptor's owner")]
+#![expect(
+    unsafe_code,
+    reason = "AsyncFd::register asks for a promise about the descriptor's owner"
+)]
 
 use std::io;
 use std::os::fd::OwnedFd;

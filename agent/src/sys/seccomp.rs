@@ -37,7 +37,12 @@ pub(crate) fn install(program: &[Instruction], flags: u32) -> io::Result<()> {
     };
     // SAFETY: `program` points to `len` instructions that outlive the call; the kernel copies and verifies them.
     checked(unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
     })?;
     Ok(())
 }

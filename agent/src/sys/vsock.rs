@@ -31,7 +31,10 @@ impl Address {
 // SAFETY: `with_sockaddr` passes a pointer to a whole, initialised sockaddr_vm and its size.
 unsafe impl SocketAddrArg for Address {
     unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
-        f((&raw const self.0).cast(), size_of::<libc::sockaddr_vm>() as SocketAddrLen)
+        f(
+            (&raw const self.0).cast(),
+            size_of::<libc::sockaddr_vm>() as SocketAddrLen,
+        )
     }
 }
 
@@ -75,8 +78,12 @@ fn peer_cid(address: *const SocketAddrOpaque, len: SocketAddrLen) -> Option<u32>
 /// # Errors
 /// What connect(2) answers: ECONNRESET when nobody listens.
 pub(crate) fn connect_to_host(port: u32) -> io::Result<UnixStream> {
-    let socket =
-        rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::VSOCK,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     rustix::net::connect(&socket, &Address::new(HOST, port))?;
     Ok(UnixStream::from(socket))
 }

@@ -52,8 +52,9 @@ impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for OnAgen
 pub(crate) async fn rpc(agent: &AgentHandle) -> AgentClient<Connection> {
     let (ours, theirs) = UnixStream::pair().expect("socket pair");
     agent.serve_rpc(theirs);
-    let (sender, connection) =
-        http2::handshake(OnAgent(agent.clone()), TokioIo::new(ours)).await.expect("HTTP/2 handshake");
+    let (sender, connection) = http2::handshake(OnAgent(agent.clone()), TokioIo::new(ours))
+        .await
+        .expect("HTTP/2 handshake");
     agent.spawn(async move {
         connection.await.ok();
     });
@@ -68,11 +69,23 @@ pub(crate) struct Output {
     pub(crate) stderr: String,
 }
 
-pub(crate) async fn connect(agent: &AgentHandle, role: Role, container: &str, exec: &str) -> (UnixStream, StdioStatus) {
+pub(crate) async fn connect(
+    agent: &AgentHandle,
+    role: Role,
+    container: &str,
+    exec: &str,
+) -> (UnixStream, StdioStatus) {
     let (mut ours, theirs) = UnixStream::pair().expect("socket pair");
     agent.serve_stdio(theirs);
-    let hello = Hello { role, offset: 0, container_id: container.to_owned(), exec_id: exec.to_owned() };
-    ours.write_all(&hello.encode().expect("ids are short")).await.expect("send hello");
+    let hello = Hello {
+        role,
+        offset: 0,
+        container_id: container.to_owned(),
+        exec_id: exec.to_owned(),
+    };
+    ours.write_all(&hello.encode().expect("ids are short"))
+        .await
+        .expect("send hello");
     let status = StdioStatus::decode(ours.read_u8().await.expect("status")).expect("status byte");
     (ours, status)
 }

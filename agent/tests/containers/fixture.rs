@@ -27,6 +27,9 @@ pub(crate) struct Fixture {
     layer: Disk,
 }
 
+/// What a guest's clock is set to: some day in 2031.
+pub(crate) const GUEST_CLOCK_NS: u64 = 1_930_000_000_000_000_000;
+
 const TOOLS: [&str; 3] = ["unshare", "losetup", "mkfs.erofs"];
 
 pub(crate) fn missing_on_host() -> Option<String> {
@@ -43,14 +46,18 @@ pub(crate) fn missing_on_host() -> Option<String> {
 fn find(tool: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let directories = path.split(':').chain(["/sbin", "/usr/sbin"]).map(PathBuf::from);
-    directories.map(|directory| directory.join(tool)).find(|file| file.is_file())
+    directories
+        .map(|directory| directory.join(tool))
+        .find(|file| file.is_file())
 }
 
 fn busybox() -> Option<PathBuf> {
     let file = find("busybox")?;
     // A dynamically linked one names its interpreter.
     let bytes = fs::read(&file).ok()?;
-    let dynamic = bytes.windows(b"/ld-linux".len()).any(|window| window == b"/ld-linux");
+    let dynamic = bytes
+        .windows(b"/ld-linux".len())
+        .any(|window| window == b"/ld-linux");
     (!dynamic).then_some(file)
 }
 
@@ -63,12 +70,16 @@ pub(crate) fn make_layer(image: &Path) -> io::Result<()> {
     }
     fs::copy(busybox().ok_or(io::ErrorKind::NotFound)?, at("bin/busybox"))?;
     for applet in [
-        "sh", "echo", "cat", "id", "ls", "sleep", "mkdir", "tty", "stty", "rm", "umask", "env", "pwd", "true", "false", "ps", "kill", "grep",
-        "head", "mknod", "hostname", "touch", "stat", "dd", "tail", "ip", "wc", "readlink", "mount", "test", "od", "seq", "trap",
+        "sh", "echo", "cat", "id", "ls", "sleep", "mkdir", "tty", "stty", "rm", "umask", "env", "pwd",
+        "true", "false", "ps", "kill", "grep", "head", "mknod", "hostname", "touch", "stat", "dd", "tail",
+        "ip", "wc", "readlink", "mount", "test", "od", "seq", "trap",
     ] {
         symlink("busybox", at("bin").join(applet))?;
     }
-    fs::write(at("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")?;
+    fs::write(
+        at("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
+    )?;
     fs::write(at("etc/group"), "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n")?;
     fs::write(at("etc/not-executable"), "text")?;
     fs::write(at("usr/share/secret"), "secret")?;
@@ -79,7 +90,11 @@ pub(crate) fn make_layer(image: &Path) -> io::Result<()> {
         .arg(image)
         .arg(root.path())
         .status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other("mkfs.erofs failed")) }
+    if status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other("mkfs.erofs failed"))
+    }
 }
 
 /// On a host: the layer on a loop device, found through a fake of sysfs.
@@ -98,7 +113,9 @@ pub(crate) fn run_on_host(filter: &str) -> ExitCode {
     fs::create_dir_all(at("real-sys")).expect("mount point");
     // sysfs shows the network namespace that it was mounted in.
     mount("sysfs", &at("real-sys"));
-    symlink(at("real-sys/class"), at("sys/class")).expect("fake sysfs");
+    for real in ["class", "devices"] {
+        symlink(at("real-sys").join(real), at("sys").join(real)).expect("fake sysfs");
+    }
     fs::create_dir_all(at("run")).expect("mount point");
     mount("tmpfs", &at("run"));
     let cgroup_root = cgroup_root();
@@ -110,26 +127,41 @@ pub(crate) fn run_on_host(filter: &str) -> ExitCode {
         dev: "/dev".into(),
     };
     let code = run(filter, "0000:00:04.0", false, || {
-        AgentHandle::new(settings.clone()).map(|agent| (agent, settings.clone())).expect("start the agent")
+        AgentHandle::new(settings.clone())
+            .map(|agent| (agent, settings.clone()))
+            .expect("start the agent")
     });
     // Lazily: the loop device goes when its last mount has gone with this namespace.
-    Command::new(find("losetup").expect("losetup")).arg("--detach").arg(device).status().expect("run losetup");
-    fs::remove_dir(cgroup_root.join("pod")).and_then(|()| fs::remove_dir(&cgroup_root)).expect("cgroups are empty");
+    Command::new(find("losetup").expect("losetup"))
+        .arg("--detach")
+        .arg(device)
+        .status()
+        .expect("run losetup");
+    fs::remove_dir(cgroup_root.join("pod"))
+        .and_then(|()| fs::remove_dir(&cgroup_root))
+        .expect("cgroups are empty");
     code
 }
 
 fn mount(filesystem: &str, target: &Path) {
-    let status = Command::new("mount").args(["-t", filesystem, filesystem]).arg(target).status();
+    let status = Command::new("mount")
+        .args(["-t", filesystem, filesystem])
+        .arg(target)
+        .status();
     assert!(status.expect("run mount").success(), "mount {filesystem}");
 }
 
 /// A directory of our own in the host's cgroup v2 hierarchy.
 fn cgroup_root() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").expect("/proc/mounts");
-    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup v2 mount");
+    let line = mounts
+        .lines()
+        .find(|line| line.split(' ').nth(2) == Some("cgroup2"))
+        .expect("a cgroup v2 mount");
     let root = PathBuf::from(line.split(' ').nth(1).expect("a path"));
     let unique = Instant::now();
-    let root = root.join(format!("clearpod-agent-test-{unique:?}").replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
+    let root = root
+        .join(format!("clearpod-agent-test-{unique:?}").replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
     fs::create_dir(&root).expect("make a cgroup");
     root
 }
@@ -138,15 +170,28 @@ fn cgroup_root() -> PathBuf {
 pub(crate) fn run_in_guest() -> ExitCode {
     let layer = std::env::var("layer").expect("layer= on the kernel's command line");
     let filter = std::env::var("filter").unwrap_or_default();
-    let code = run(&filter, &layer, true, || (agent::boot::prepare().expect("boot"), Settings::guest()));
-    println!("guest tests: {}", if code == ExitCode::SUCCESS { "ok" } else { "FAILED" });
+    let code = run(&filter, &layer, true, || {
+        (agent::boot::prepare().expect("boot"), Settings::guest())
+    });
+    println!(
+        "guest tests: {}",
+        if code == ExitCode::SUCCESS { "ok" } else { "FAILED" }
+    );
     rustix::fs::sync();
     rustix::system::reboot(rustix::system::RebootCommand::Restart).expect("restart");
     code
 }
 
-fn run(filter: &str, layer: &str, in_guest: bool, start: impl FnOnce() -> (AgentHandle, Settings)) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+fn run(
+    filter: &str,
+    layer: &str,
+    in_guest: bool,
+    start: impl FnOnce() -> (AgentHandle, Settings),
+) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(async {
         let (agent, settings) = start();
         let reaping = agent.clone();
@@ -158,7 +203,13 @@ fn run(filter: &str, layer: &str, in_guest: bool, start: impl FnOnce() -> (Agent
             dax: false,
             read_only: true,
         };
-        let fixture = Fixture { agent, client, settings, in_guest, layer };
+        let fixture = Fixture {
+            agent,
+            client,
+            settings,
+            in_guest,
+            layer,
+        };
         fixture.configure().await;
         let (mut passed, mut failed) = (0, 0);
         for (name, case) in CASES.iter().filter(|(name, _)| name.contains(filter)) {
@@ -175,11 +226,19 @@ fn run(filter: &str, layer: &str, in_guest: bool, start: impl FnOnce() -> (Agent
                 Ok(Err(_)) => "FAILED",
                 Err(_) => "FAILED (timed out)",
             };
-            if verdict == "ok" { passed += 1 } else { failed += 1 }
+            if verdict == "ok" {
+                passed += 1;
+            } else {
+                failed += 1;
+            }
             println!("case {name} ... {verdict} ({} ms)", began.elapsed().as_millis());
         }
         println!("containers: {passed} passed, {failed} failed");
-        if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if failed == 0 && passed > 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     })
 }
 
@@ -198,7 +257,10 @@ impl Fixture {
         let request = ConfigureSandboxRequest {
             sandbox_id: "sandbox".to_owned(),
             hostname: "web-0".to_owned(),
-            dns: Some(DnsConfig { servers: vec!["10.96.0.10".to_owned()], ..DnsConfig::default() }),
+            dns: Some(DnsConfig {
+                servers: vec!["10.96.0.10".to_owned()],
+                ..DnsConfig::default()
+            }),
             interfaces: vec![Interface {
                 name: "lo".to_owned(),
                 addresses: vec!["10.88.0.5/16".to_owned(), "fd00::5/64".to_owned()],
@@ -206,10 +268,22 @@ impl Fixture {
             }],
             sysctls: [("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned())].into(),
             shm_size_bytes: 1 << 20,
+            machine_id: "0123456789abcdef".repeat(2),
+            entropy: if self.in_guest { vec![7; 64] } else { Vec::new() },
+            realtime_ns: if self.in_guest { GUEST_CLOCK_NS } else { 0 },
+
             ..ConfigureSandboxRequest::default()
         };
-        self.client.clone().configure_sandbox(request.clone()).await.expect("configure the sandbox");
-        self.client.clone().configure_sandbox(request).await.expect("configure it again");
+        self.client
+            .clone()
+            .configure_sandbox(request.clone())
+            .await
+            .expect("configure the sandbox");
+        self.client
+            .clone()
+            .configure_sandbox(request)
+            .await
+            .expect("configure it again");
     }
 
     /// A container of the test layer that runs a shell command.
@@ -218,28 +292,54 @@ impl Fixture {
             container_id: id.to_owned(),
             layers: vec![self.layer.clone()],
             process: Some(process(&["sh", "-c", command])),
-            security: Some(Security { capabilities: Some(default_capabilities()), ..Security::default() }),
+            security: Some(Security {
+                capabilities: Some(default_capabilities()),
+                ..Security::default()
+            }),
             ..CreateContainerRequest::default()
         }
     }
 
     pub(crate) async fn create(&self, request: CreateContainerRequest) -> CreateContainerResponse {
-        self.client.clone().create_container(request).await.expect("create").into_inner()
+        self.client
+            .clone()
+            .create_container(request)
+            .await
+            .expect("create")
+            .into_inner()
     }
 
     pub(crate) async fn start(&self, id: &str) {
-        let request = StartContainerRequest { container_id: id.to_owned() };
+        let request = StartContainerRequest {
+            container_id: id.to_owned(),
+        };
         self.client.clone().start_container(request).await.expect("start");
     }
 
     pub(crate) async fn wait(&self, id: &str, exec_id: &str) -> Exit {
-        let request = WaitRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
-        self.client.clone().wait(request).await.expect("wait").into_inner().exit.expect("an exit")
+        let request = WaitRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+        };
+        self.client
+            .clone()
+            .wait(request)
+            .await
+            .expect("wait")
+            .into_inner()
+            .exit
+            .expect("an exit")
     }
 
     pub(crate) async fn remove(&self, id: &str) {
-        let request = RemoveContainerRequest { container_id: id.to_owned() };
-        self.client.clone().remove_container(request).await.expect("remove");
+        let request = RemoveContainerRequest {
+            container_id: id.to_owned(),
+        };
+        self.client
+            .clone()
+            .remove_container(request)
+            .await
+            .expect("remove");
     }
 
     pub(crate) async fn signal(&self, id: &str, signal: i32, all: bool) {
@@ -266,7 +366,12 @@ impl Fixture {
     /// What a shell command in a new container writes; it must succeed.
     pub(crate) async fn stdout(&self, request: CreateContainerRequest) -> String {
         let (exit, output) = self.run(request).await;
-        assert_eq!((exit.code, output.stderr.as_str()), (0, ""), "stdout was {:?}", output.stdout);
+        assert_eq!(
+            (exit.code, output.stderr.as_str()),
+            (0, ""),
+            "stdout was {:?}",
+            output.stdout
+        );
         output.stdout
     }
 
@@ -276,24 +381,42 @@ impl Fixture {
         for directory in ["disks", "volumes", "scratch"] {
             left.extend(names(&self.settings.run.join(directory)));
         }
-        left.extend(names(&self.settings.cgroup_root.join("pod")).into_iter().filter(|name| !name.contains('.')));
+        left.extend(
+            names(&self.settings.cgroup_root.join("pod"))
+                .into_iter()
+                .filter(|name| !name.contains('.')),
+        );
         let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc/self/mounts");
         left.push(format!("{} mounts", mounts.lines().count()));
         left
     }
 
     pub(crate) async fn exec(&self, id: &str, exec_id: &str, process: Process) -> Result<u32, tonic::Status> {
-        let request =
-            ExecRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), process: Some(process) };
-        self.client.clone().exec(request).await.map(|response| response.into_inner().pid)
+        let request = ExecRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            process: Some(process),
+        };
+        self.client
+            .clone()
+            .exec(request)
+            .await
+            .map(|response| response.into_inner().pid)
     }
 
     pub(crate) async fn exec_output(&self, id: &str, exec_id: &str, args: &[&str]) -> (Exit, Output) {
         self.exec(id, exec_id, process(args)).await.expect("exec");
         let output = client::output(&self.agent, id, exec_id).await;
         let exit = self.wait(id, exec_id).await;
-        let request = RemoveExecRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
-        self.client.clone().remove_exec(request).await.expect("remove exec");
+        let request = RemoveExecRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+        };
+        self.client
+            .clone()
+            .remove_exec(request)
+            .await
+            .expect("remove exec");
         (exit, output)
     }
 }
@@ -309,8 +432,20 @@ pub(crate) fn process(args: &[&str]) -> Process {
 /// What containerd gives by default.
 pub(crate) fn default_capabilities() -> Capabilities {
     let names = [
-        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-        "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FSETID",
+        "FOWNER",
+        "MKNOD",
+        "NET_RAW",
+        "SETGID",
+        "SETUID",
+        "SETFCAP",
+        "SETPCAP",
+        "NET_BIND_SERVICE",
+        "SYS_CHROOT",
+        "KILL",
+        "AUDIT_WRITE",
     ];
     let names: Vec<String> = names.iter().map(|name| format!("CAP_{name}")).collect();
     Capabilities {
@@ -322,6 +457,11 @@ pub(crate) fn default_capabilities() -> Capabilities {
 }
 
 fn names(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
-    entries.into_iter().map(|entry| entry.path().display().to_string()).collect()
+    let entries = fs::read_dir(directory)
+        .map(|entries| entries.flatten().collect::<Vec<_>>())
+        .unwrap_or_default();
+    entries
+        .into_iter()
+        .map(|entry| entry.path().display().to_string())
+        .collect()
 }

@@ -3,6 +3,12 @@
 //! As root on a host, in namespaces of its own, with the layer in an EROFS image on a loop device; or as /init of a guest
 //! (`agent/tests/run-in-guest`), with the layer on a virtio disk and real cgroups. A test binary without the usual harness, because
 //! it is its own init stage, as the agent is.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::wildcard_imports,
+    reason = "a test without the usual harness, which clippy does not recognise as one; its words are the protocol's"
+)]
 
 mod cases;
 mod client;
@@ -22,7 +28,11 @@ fn main() -> ExitCode {
         Some("--inside") => fixture::run_on_host(args.get(1).map_or("", String::as_str)),
         Some("--list") => ExitCode::SUCCESS,
         _ if std::process::id() == 1 => fixture::run_in_guest(),
-        _ => isolate(args.iter().find(|arg| !arg.starts_with('-')).map_or("", String::as_str)),
+        _ => isolate(
+            args.iter()
+                .find(|arg| !arg.starts_with('-'))
+                .map_or("", String::as_str),
+        ),
     }
 }
 
@@ -31,15 +41,35 @@ fn isolate(filter: &str) -> ExitCode {
     if let Some(missing) = fixture::missing_on_host() {
         let required = std::env::var("CLEARPOD_REQUIRE").unwrap_or_default();
         let fail = required.split(',').any(|need| need == "root");
-        println!("{} agent container tests: {missing}", if fail { "FAILED" } else { "SKIPPED" });
-        return if fail { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        println!(
+            "{} agent container tests: {missing}",
+            if fail { "FAILED" } else { "SKIPPED" }
+        );
+        return if fail {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        };
     }
     let this = std::env::current_exe().expect("path of this binary");
     let status = Command::new("unshare")
-        .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args([
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ])
         .arg(this)
         .args(["--inside", filter])
         .status()
         .expect("run unshare");
-    if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

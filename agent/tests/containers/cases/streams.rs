@@ -23,8 +23,14 @@ pub(super) async fn stdin_reaches_the_process_and_ends(f: Fixture) {
 pub(super) async fn without_stdin_there_is_none(f: Fixture) {
     f.create(f.shell("none", "cat; echo end")).await;
     f.start("none").await;
-    assert_eq!(connect(&f.agent, Role::Stdin, "none", "").await.1, Status::NoStdin);
-    assert_eq!(connect(&f.agent, Role::Output, "none", "no-exec").await.1, Status::NotFound);
+    assert_eq!(
+        connect(&f.agent, Role::Stdin, "none", "").await.1,
+        Status::NoStdin
+    );
+    assert_eq!(
+        connect(&f.agent, Role::Output, "none", "no-exec").await.1,
+        Status::NotFound
+    );
     assert_eq!(output(&f.agent, "none", "").await.stdout, "end\n");
     f.remove("none").await;
 }
@@ -34,12 +40,20 @@ fn with_terminal(f: &Fixture, id: &str, command: &str) -> CreateContainerRequest
     let wanted = request.process.as_mut().unwrap();
     wanted.terminal = true;
     wanted.stdin = true;
-    wanted.terminal_size = Some(TerminalSize { width: 100, height: 30 });
+    wanted.terminal_size = Some(TerminalSize {
+        width: 100,
+        height: 30,
+    });
     request
 }
 
 pub(super) async fn a_terminal_is_one(f: Fixture) {
-    f.create(with_terminal(&f, "tty", "tty; stty size; read line; echo got $line; test -c /dev/console && echo console >/dev/console")).await;
+    f.create(with_terminal(
+        &f,
+        "tty",
+        "tty; stty size; read line; echo got $line; test -c /dev/console && echo console >/dev/console",
+    ))
+    .await;
     f.start("tty").await;
     let (mut stdin, _) = connect(&f.agent, Role::Stdin, "tty", "").await;
     stdin.write_all(b"typed\n").await.unwrap();
@@ -52,10 +66,15 @@ pub(super) async fn a_terminal_is_one(f: Fixture) {
 }
 
 pub(super) async fn a_terminal_can_be_resized(f: Fixture) {
-    f.create(with_terminal(&f, "resize", "read line; stty size")).await;
+    f.create(with_terminal(&f, "resize", "read line; stty size"))
+        .await;
     f.start("resize").await;
     let size = Some(TerminalSize { width: 7, height: 9 });
-    let request = ResizeTerminalRequest { container_id: "resize".to_owned(), exec_id: String::new(), size };
+    let request = ResizeTerminalRequest {
+        container_id: "resize".to_owned(),
+        exec_id: String::new(),
+        size,
+    };
     f.client.clone().resize_terminal(request).await.unwrap();
     let (mut stdin, _) = connect(&f.agent, Role::Stdin, "resize", "").await;
     stdin.write_all(b"\n").await.unwrap();
@@ -78,9 +97,15 @@ pub(super) async fn exec_gets_a_terminal_of_its_own(f: Fixture) {
 
 pub(super) async fn a_user_can_open_its_stdout_again(f: Fixture) {
     let mut request = f.shell("reopen", "echo out > /dev/stdout; echo err > /dev/stderr");
-    request.process.as_mut().unwrap().user = Some(User { spec: "user".to_owned(), ..User::default() });
+    request.process.as_mut().unwrap().user = Some(User {
+        spec: "user".to_owned(),
+        ..User::default()
+    });
     let (exit, output) = f.run(request).await;
-    assert_eq!((exit.code, output.stdout.as_str(), output.stderr.as_str()), (0, "out\n", "err\n"));
+    assert_eq!(
+        (exit.code, output.stdout.as_str(), output.stderr.as_str()),
+        (0, "out\n", "err\n")
+    );
 }
 
 pub(super) async fn a_flood_of_output_arrives_whole(f: Fixture) {
