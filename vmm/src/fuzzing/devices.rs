@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::devices::virtio::block::answer_queue;
 use crate::devices::virtio::net::Net;
-use crate::devices::virtio::testing::{DriverQueue, WRITE, activation_of};
+use crate::devices::virtio::testing::{DriverQueue, WRITE, activation_of, guest_memory};
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::virtio::{GuestMemory, VirtioDevice};
 
@@ -64,6 +64,9 @@ pub fn vsock_packet(input: &[u8]) {
             && let Ok((mut socket, _)) = listener.accept()
         {
             drop(std::io::Write::write(&mut socket, input));
+        }
+        for _used in rx.take_used() {
+            rx.add(&[(HARNESS + 0x1_0000, 0x800, WRITE)]);
         }
         // The same packets again, as a driver could.
         drop(memory.write_obj(QUEUE_SIZE * (round + 2), GuestAddress(AVAILABLE + 2)));
@@ -114,7 +117,7 @@ pub fn net_tx(input: &[u8]) {
 
 /// Guest memory that begins with the input.
 fn memory_with(input: &[u8]) -> Option<GuestMemory> {
-    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).ok()?;
+    let memory = guest_memory(MEMORY);
     let image = &input[..input.len().min(HARNESS as usize)];
     memory.write_slice(image, GuestAddress(0)).ok()?;
     Some(memory)

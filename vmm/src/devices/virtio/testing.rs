@@ -57,6 +57,7 @@ pub(crate) fn guest_memory(bytes: usize) -> GuestMemory {
 }
 
 /// An activation with these queues.
+#[cfg(test)]
 pub(crate) fn activation(memory: &GuestMemory, queues: &[&DriverQueue], features: u64) -> Activation {
     activation_of(
         memory,
@@ -126,6 +127,7 @@ impl DriverQueue {
     }
 
     /// The descriptor that the next chain begins with.
+    #[cfg(test)]
     pub(crate) fn next_descriptor(&self) -> u16 {
         self.next_descriptor
     }
@@ -151,6 +153,7 @@ impl DriverQueue {
     }
 
     /// Sets the available index to anything.
+    #[cfg(test)]
     pub(crate) fn set_available(&mut self, index: u16) {
         self.available = index;
         self.write(self.base + 0x1002, &index.to_le_bytes());
