@@ -272,7 +272,8 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError::Value`], with the field's name.
-    pub fn validated(self) -> Result<Self, ConfigError> {
+    pub fn validated(mut self) -> Result<Self, ConfigError> {
+        self.follow_state();
         let refuse = |field, reason: &str| {
             Err(ConfigError::Value {
                 field,
@@ -294,13 +295,19 @@ impl Config {
             }
         }
         if run_len + LONGEST_BELOW_RUN > MAX_SOCKET_PATH {
-            return refuse("run", "is so long that socket names below it would exceed the 107 bytes of unix(7)");
+            return refuse(
+                "run",
+                "is so long that socket names below it would exceed the 107 bytes of unix(7)",
+            );
         }
         if self.socket().as_os_str().len() > MAX_SOCKET_PATH {
             return refuse("socket", "is longer than the 107 bytes of unix(7)");
         }
         if machine.memory_min_mib < 64 || machine.memory_mib < machine.memory_min_mib {
-            return refuse("machine.memory_mib", "must be at least memory_min_mib, and that at least 64");
+            return refuse(
+                "machine.memory_mib",
+                "must be at least memory_min_mib, and that at least 64",
+            );
         }
         if machine.vcpus == 0 || machine.vcpus > machine.vcpus_max {
             return refuse("machine.vcpus", "must be between 1 and vcpus_max");
@@ -314,16 +321,40 @@ impl Config {
         if self.container.nofile.0 > self.container.nofile.1 {
             return refuse("container.nofile", "the soft limit is above the hard one");
         }
-        if [deadlines.boot_s, deadlines.shutdown_s, deadlines.drain_s, deadlines.stop_s].contains(&0) {
+        if [
+            deadlines.boot_s,
+            deadlines.shutdown_s,
+            deadlines.drain_s,
+            deadlines.stop_s,
+        ]
+        .contains(&0)
+        {
             return refuse("deadlines", "none may be 0");
         }
         Ok(self)
     }
 
+    /// Parts whose directories were not named lie below `state`.
+    fn follow_state(&mut self) {
+        let below = |path: &mut PathBuf, default: &Path, name: &str| {
+            if path == default {
+                *path = self.state.join(name);
+            }
+        };
+        below(&mut self.image.root, &ImageConfig::default().root, "images");
+        below(
+            &mut self.network.cache_dir,
+            &NetworkConfig::default().cache_dir,
+            "cni",
+        );
+    }
+
     /// The CRI socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(|| self.run.join("clearpod.sock"))
+        self.socket
+            .clone()
+            .unwrap_or_else(|| self.run.join("clearpod.sock"))
     }
 
     /// Parent of the Machines' directories.
@@ -373,6 +404,15 @@ mod tests {
     fn the_defaults_are_valid_and_an_empty_file_is_the_defaults() {
         let config = Config::parse("", Path::new("test.toml")).unwrap();
         assert_eq!(config.socket(), Path::new("/run/clearpod/clearpod.sock"));
+    }
+
+    #[test]
+    fn parts_lie_below_the_state_directory_unless_they_are_named() {
+        let config = Config::parse("state = \"/s\"", Path::new("test.toml")).unwrap();
+        assert_eq!(config.image.root, Path::new("/s/images"));
+        assert_eq!(config.network.cache_dir, Path::new("/s/cni"));
+        let named = Config::parse("state = \"/s\"\n[image]\nroot = \"/i\"", Path::new("test.toml")).unwrap();
+        assert_eq!(named.image.root, Path::new("/i"));
     }
 
     #[test]

@@ -7,14 +7,18 @@
 pub mod app;
 pub mod cli;
 pub mod config;
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
 pub mod guest;
 pub mod image;
 pub mod machine;
 pub mod network;
 pub mod stdio;
 
+mod clock;
 mod container;
-mod events;
+#[cfg(not(feature = "failpoints"))]
+mod failpoint;
 mod grpc;
 mod metrics;
 mod sandbox;

@@ -22,6 +22,8 @@ mod devices;
 mod event_loop;
 mod exit;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod kvm;
 pub mod log;
 mod machine;

@@ -1,140 +1,499 @@
-//! What CRI asks of a container, as the order that the agent gets. No state, no guest; only the files that a mount or a
-//! seccomp profile names are read from the host.
+//! From CRI's configuration of a container to the agent's: what is honoured is translated, what is not is refused by its
+//! field. Nothing is made here; host files that are mounted are read.
 //!
-//! Every field of `ContainerConfig` is honoured here or refused by name. `process` has the command and the user,
-//! `security` capabilities and confinement, `resources` the cgroup, `mounts` the volumes.
+//! Layers are added later, when the Machine has them. Standard mounts (/proc, /dev, ...) are the agent's own.
 
-mod mounts;
-mod process;
-mod resources;
-mod seccomp;
-mod security;
-#[cfg(test)]
-mod tests;
+use std::{
+    collections::BTreeMap,
+    path::{Component, Path, PathBuf},
+};
 
-use std::fmt;
+use proto::{
+    agent::v1 as agent,
+    cri::v1::{self as cri, NamespaceMode},
+};
 
-use proto::{agent::v1 as agent, cri::v1 as cri};
+use super::{
+    capabilities,
+    files::{self, Budget},
+    seccomp,
+};
+use crate::{config::ContainerDefaults, image::RunConfig, sandbox::RequestError};
 
-use crate::{config::ContainerDefaults, image::RunConfig};
+/// Where kubelet says which mount is the termination log.
+const TERMINATION_LOG_ANNOTATION: &str = "io.kubernetes.container.terminationMessagePath";
+const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
+/// What a shell finds programs in when neither image nor pod says.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Writable files that kubelet mounts into every container; the guest's copy is the container's own.
+const OWN_COPIES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
 
-pub(crate) use process::{exec_process, stop_signal};
-
-/// Everything that an order is made of.
+/// A container as it is to be made.
 #[derive(Debug)]
-pub(crate) struct SpecInput<'a> {
-    pub(crate) container_id: &'a str,
-    pub(crate) config: &'a cri::ContainerConfig,
-    pub(crate) sandbox: &'a cri::PodSandboxConfig,
-    /// The host name that the pod has in the guest.
-    pub(crate) hostname: &'a str,
-    pub(crate) image: &'a RunConfig,
-    /// Lowest first, already on the Machine's bus.
-    pub(crate) layers: Vec<agent::Disk>,
-    pub(crate) defaults: &'a ContainerDefaults,
+pub(crate) struct ContainerPlan {
+    /// For the agent, without layers.
+    pub(crate) request: agent::CreateContainerRequest,
+    /// Host file that the termination message is written to.
+    pub(crate) termination_log: Option<PathBuf>,
+    pub(crate) log_path: Option<PathBuf>,
 }
 
-/// A field that cannot be what it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SpecError {
-    /// Path of the field in the CRI request, e.g. `config.mounts[2].host_path`.
-    pub(crate) field: String,
-    pub(crate) problem: String,
-    pub(crate) kind: SpecErrorKind,
-}
-
-/// Whose fault it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SpecErrorKind {
-    /// No container can be like that.
-    Invalid,
-    /// This runtime does not offer that.
-    Unsupported,
-}
-
-impl SpecError {
-    pub(crate) fn invalid(field: impl Into<String>, problem: impl fmt::Display) -> Self {
-        Self {
-            field: field.into(),
-            problem: problem.to_string(),
-            kind: SpecErrorKind::Invalid,
-        }
-    }
-
-    pub(crate) fn unsupported(field: impl Into<String>, problem: impl fmt::Display) -> Self {
-        Self {
-            field: field.into(),
-            problem: problem.to_string(),
-            kind: SpecErrorKind::Unsupported,
-        }
-    }
-}
-
-impl fmt::Display for SpecError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.field, self.problem)
-    }
-}
-
-impl std::error::Error for SpecError {}
-
-/// Puts the order together. Reads host files (blocking).
-///
-/// # Errors
-/// The first field that is invalid, or that this runtime does not honour.
-pub(crate) fn build(input: SpecInput<'_>) -> Result<agent::CreateContainerRequest, SpecError> {
-    let config = input.config;
-    refuse_what_is_not_offered(config)?;
+/// Translates a container.
+pub(crate) async fn plan(
+    container_id: &str,
+    config: &cri::ContainerConfig,
+    sandbox: &cri::PodSandboxConfig,
+    image: &RunConfig,
+    defaults: &ContainerDefaults,
+) -> Result<ContainerPlan, RequestError> {
+    refuse_unsupported(config)?;
     let linux = config.linux.clone().unwrap_or_default();
-    let context = linux.security_context.unwrap_or_default();
-    Ok(agent::CreateContainerRequest {
-        container_id: input.container_id.to_owned(),
-        layers: input.layers,
-        read_only_rootfs: context.readonly_rootfs,
-        mounts: mounts::all(config, input.defaults)?,
-        process: Some(process::init(
-            config,
-            &context,
-            input.image,
-            input.hostname,
-            input.defaults,
-        )?),
-        namespaces: Some(security::namespaces(&context, input.sandbox)?),
-        resources: Some(resources::limits(
-            "config.linux.resources",
-            linux.resources.as_ref(),
-        )?),
-        security: Some(security::security(&context)?),
+    let security = linux.security_context.clone().unwrap_or_default();
+    let capabilities = capabilities::sets(security.capabilities.as_ref(), security.privileged)?;
+    let confinement = if security.privileged {
+        Vec::new()
+    } else {
+        let wish = security.seccomp.as_ref();
+        seccomp::profile("linux.security_context.seccomp", wish, &capabilities.bounding).await?
+    };
+    let termination_log_path = termination_log(config);
+    let (mounts, termination_log) = mounts(config, &termination_log_path, defaults).await?;
+    let (masked_paths, read_only_paths) = if security.privileged {
+        Default::default()
+    } else {
+        (security.masked_paths.clone(), security.readonly_paths.clone())
+    };
+    let request = agent::CreateContainerRequest {
+        container_id: container_id.to_owned(),
+        layers: Vec::new(),
+        read_only_rootfs: security.readonly_rootfs,
+        mounts,
+        process: Some(agent::Process {
+            args: command(config, image)?,
+            stdin: config.stdin,
+            ..process(config, image, defaults)?
+        }),
+        namespaces: Some(namespaces(&security)?),
+        resources: Some(resources(linux.resources.as_ref())?),
+        security: Some(agent::Security {
+            capabilities: Some(capabilities),
+            no_new_privileges: security.no_new_privs,
+            seccomp: confinement,
+            masked_paths,
+            read_only_paths,
+            privileged: security.privileged,
+        }),
         devices: Vec::new(),
         sysctls: Default::default(),
-        termination_log_path: String::new(),
+        termination_log_path: if termination_log.is_some() {
+            termination_log_path
+        } else {
+            String::new()
+        },
+    };
+    Ok(ContainerPlan {
+        request,
+        termination_log,
+        log_path: log_path(sandbox, config)?,
     })
 }
 
-fn refuse_what_is_not_offered(config: &cri::ContainerConfig) -> Result<(), SpecError> {
-    if let Some(device) = config.devices.first() {
-        return Err(SpecError::unsupported(
-            "config.devices[0]",
-            format!(
-                "host device {:?} cannot be given to a container in a Machine",
-                device.host_path
-            ),
+/// What a process of the container runs with, but its arguments and stdin: of the container and of each exec.
+pub(crate) fn process(
+    config: &cri::ContainerConfig,
+    image: &RunConfig,
+    defaults: &ContainerDefaults,
+) -> Result<agent::Process, RequestError> {
+    let linux = config.linux.clone().unwrap_or_default();
+    let security = linux.security_context.unwrap_or_default();
+    let oom_score_adj = linux.resources.map_or(0, |resources| resources.oom_score_adj);
+    Ok(agent::Process {
+        args: Vec::new(),
+        env: environment(config, image),
+        cwd: [&config.working_dir, &image.working_dir]
+            .into_iter()
+            .find(|path| !path.is_empty())
+            .map_or_else(|| "/".to_owned(), Clone::clone),
+        user: Some(user(&security, image)?),
+        terminal: config.tty,
+        terminal_size: None,
+        stdin: false,
+        rlimits: vec![agent::Rlimit {
+            kind: "RLIMIT_NOFILE".to_owned(),
+            soft: defaults.nofile.0,
+            hard: defaults.nofile.1,
+        }],
+        oom_score_adj: i32::try_from(oom_score_adj)
+            .ok()
+            .filter(|score| (-1000..=1000).contains(score))
+            .ok_or_else(|| {
+                let reason = format!("{oom_score_adj} is not between -1000 and 1000");
+                RequestError::invalid("linux.resources.oom_score_adj", reason)
+            })?,
+    })
+}
+
+/// As Docker does: the pod's command replaces the image's entrypoint and its default arguments; the pod's arguments
+/// replace the image's arguments.
+fn command(config: &cri::ContainerConfig, image: &RunConfig) -> Result<Vec<String>, RequestError> {
+    let (mut command, mut args) = (config.command.clone(), config.args.clone());
+    if command.is_empty() {
+        command.clone_from(&image.entrypoint);
+        if args.is_empty() {
+            args.clone_from(&image.cmd);
+        }
+    }
+    command.extend(args);
+    match command.first() {
+        Some(program) if !program.is_empty() => Ok(command),
+        _ => Err(RequestError::invalid(
+            "command",
+            "neither the container nor its image names one",
+        )),
+    }
+}
+
+/// The image's, under it what every container has, over it the pod's.
+fn environment(config: &cri::ContainerConfig, image: &RunConfig) -> Vec<Vec<u8>> {
+    let mut order: Vec<Vec<u8>> = Vec::new();
+    let mut values: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+    let base = [(b"PATH".to_vec(), DEFAULT_PATH.as_bytes().to_vec())];
+    let image = image.env.iter().filter_map(|entry| {
+        let (key, value) = entry.split_once('=')?;
+        Some((key.as_bytes().to_vec(), value.as_bytes().to_vec()))
+    });
+    let pod = config
+        .envs
+        .iter()
+        .map(|entry| (entry.key.clone().into_bytes(), entry.value.clone()));
+    for (key, value) in base.into_iter().chain(image).chain(pod) {
+        if values.insert(key.clone(), value).is_none() {
+            order.push(key);
+        }
+    }
+    order
+        .into_iter()
+        .map(|key| {
+            let value = values.remove(&key).unwrap_or_default();
+            [key, b"=".to_vec(), value].concat()
+        })
+        .collect()
+}
+
+fn user(
+    security: &cri::LinuxContainerSecurityContext,
+    image: &RunConfig,
+) -> Result<agent::User, RequestError> {
+    let id = |field: &str, value: i64| {
+        u32::try_from(value).map_err(|_| {
+            RequestError::invalid(
+                format!("linux.security_context.{field}"),
+                format!("{value} is no id"),
+            )
+        })
+    };
+    let spec = match (&security.run_as_user, security.run_as_username.as_str()) {
+        (Some(user), _) => id("run_as_user", user.value)?.to_string(),
+        (None, "") => image.user.clone(),
+        (None, name) => name.to_owned(),
+    };
+    if security.run_as_group.is_some()
+        && security.run_as_user.is_none()
+        && security.run_as_username.is_empty()
+    {
+        return Err(RequestError::invalid(
+            "linux.security_context.run_as_group",
+            "a group without run_as_user or run_as_username",
         ));
     }
-    if let Some(device) = config.cdi_devices.first() {
-        return Err(SpecError::unsupported(
-            "config.CDI_devices[0]",
-            format!(
-                "{:?}: CDI devices of the host cannot be given to a container in a Machine",
-                device.name
-            ),
+    Ok(agent::User {
+        spec,
+        supplemental_gids: security
+            .supplemental_groups
+            .iter()
+            .map(|&group| id("supplemental_groups", group))
+            .collect::<Result<_, _>>()?,
+        strict_groups: security.supplemental_groups_policy() == cri::SupplementalGroupsPolicy::Strict,
+        gid: security
+            .run_as_group
+            .as_ref()
+            .map(|group| id("run_as_group", group.value))
+            .transpose()?,
+    })
+}
+
+fn namespaces(security: &cri::LinuxContainerSecurityContext) -> Result<agent::Namespaces, RequestError> {
+    let wish = security.namespace_options.clone().unwrap_or_default();
+    refuse_host_namespaces("linux.security_context.namespace_options", &wish)?;
+    let (pid, pid_target) = match wish.pid() {
+        NamespaceMode::Pod => (agent::PidNamespace::Pod, String::new()),
+        NamespaceMode::Target => (agent::PidNamespace::Target, wish.target_id.clone()),
+        NamespaceMode::Container | NamespaceMode::Node => (agent::PidNamespace::Container, String::new()),
+    };
+    Ok(agent::Namespaces {
+        pid: pid.into(),
+        pid_target,
+        uid_mappings: Vec::new(),
+        gid_mappings: Vec::new(),
+    })
+}
+
+/// A Machine has nothing of the host to share: such pods belong to a runtime handler of their own.
+pub(crate) fn refuse_host_namespaces(field: &str, wish: &cri::NamespaceOption) -> Result<(), RequestError> {
+    let modes = [
+        ("network", wish.network()),
+        ("pid", wish.pid()),
+        ("ipc", wish.ipc()),
+    ];
+    if let Some((name, _)) = modes.iter().find(|(_, mode)| *mode == NamespaceMode::Node) {
+        return Err(RequestError::unsupported(
+            format!("{field}.{name}"),
+            "NODE: a pod in a virtual machine cannot share a namespace of the host",
         ));
     }
-    if config.windows.is_some() {
-        return Err(SpecError::unsupported(
-            "config.windows",
-            "this runtime runs Linux containers",
+    if let Some(users) = &wish.userns_options
+        && users.mode() != NamespaceMode::Node
+    {
+        return Err(RequestError::unsupported(
+            format!("{field}.userns_options"),
+            "user namespaces inside the guest",
         ));
     }
     Ok(())
 }
+
+pub(crate) fn resources(
+    wish: Option<&cri::LinuxContainerResources>,
+) -> Result<agent::Resources, RequestError> {
+    let wish = wish.cloned().unwrap_or_default();
+    for (name, value) in [
+        ("cpuset_cpus", &wish.cpuset_cpus),
+        ("cpuset_mems", &wish.cpuset_mems),
+    ] {
+        if !value.is_empty() {
+            let reason = format!("{value:?} names processors of the host, and the guest has its own");
+            return Err(RequestError::unsupported(
+                format!("linux.resources.{name}"),
+                reason,
+            ));
+        }
+    }
+    let unsigned = |name: &str, value: i64| {
+        u64::try_from(value).map_err(|_| {
+            RequestError::invalid(format!("linux.resources.{name}"), format!("{value} is negative"))
+        })
+    };
+    let shares = unsigned("cpu_shares", wish.cpu_shares)?;
+    Ok(agent::Resources {
+        cpu_quota_us: wish.cpu_quota,
+        cpu_period_us: unsigned("cpu_period", wish.cpu_period)?,
+        cpu_weight: if shares == 0 {
+            0
+        } else {
+            crate::machine::CgroupLimits::weight_from_shares(shares)
+        },
+        memory_limit_bytes: wish.memory_limit_in_bytes,
+        memory_swap_limit_bytes: wish.memory_swap_limit_in_bytes,
+        pids_limit: 0,
+        cpuset_cpus: String::new(),
+        cpuset_mems: String::new(),
+        unified: wish.unified,
+        // kubelet names every page size with a limit of 0; a guest without such pages needs no limit.
+        hugepage_limits: wish
+            .hugepage_limits
+            .into_iter()
+            .filter(|limit| limit.limit > 0)
+            .map(|limit| agent::HugepageLimit {
+                page_size: limit.page_size,
+                limit_bytes: limit.limit,
+            })
+            .collect(),
+    })
+}
+
+fn termination_log(config: &cri::ContainerConfig) -> String {
+    config
+        .annotations
+        .get(TERMINATION_LOG_ANNOTATION)
+        .map_or(DEFAULT_TERMINATION_LOG, String::as_str)
+        .to_owned()
+}
+
+/// The pod's own files, then what the container asks for. The termination log's host file comes back beside them.
+async fn mounts(
+    config: &cri::ContainerConfig,
+    termination_log: &str,
+    defaults: &ContainerDefaults,
+) -> Result<(Vec<agent::Mount>, Option<PathBuf>), RequestError> {
+    let mut mounts: Vec<agent::Mount> = ["resolv.conf", "hosts", "hostname"]
+        .into_iter()
+        .filter(|name| {
+            let destination = format!("/etc/{name}");
+            !config
+                .mounts
+                .iter()
+                .any(|mount| mount.container_path == destination)
+        })
+        .map(|name| agent::Mount {
+            destination: format!("/etc/{name}"),
+            source: Some(agent::mount::Source::Sandbox(agent::SandboxSource {
+                name: name.to_owned(),
+            })),
+            ..agent::Mount::default()
+        })
+        .collect();
+    let mut budget = Budget::new(defaults);
+    let mut termination_file = None;
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let is_log = mount.container_path == termination_log;
+        check_mount(index, mount, is_log)?;
+        let (field, path) = (
+            format!("mounts[{index}].host_path"),
+            PathBuf::from(&mount.host_path),
+        );
+        if is_log {
+            termination_file = Some(path.clone());
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let source = files::read(&field, &path, &mut budget);
+            (source, budget)
+        });
+        let (source, left) = read
+            .await
+            .map_err(RequestError::failed("read the mounted files"))?;
+        budget = left;
+        mounts.push(agent::Mount {
+            destination: mount.container_path.clone(),
+            read_only: mount.readonly,
+            recursive_read_only: mount.recursive_read_only,
+            options: Vec::new(),
+            source: Some(agent::mount::Source::Files(source?)),
+        });
+    }
+    Ok((mounts, termination_file))
+}
+
+fn check_mount(index: usize, mount: &cri::Mount, is_termination_log: bool) -> Result<(), RequestError> {
+    let field = |name: &str| format!("mounts[{index}].{name}");
+    if !mount.container_path.starts_with('/') {
+        return Err(RequestError::invalid(field("container_path"), "no absolute path"));
+    }
+    if mount.recursive_read_only
+        && (!mount.readonly || mount.propagation() != cri::MountPropagation::PropagationPrivate)
+    {
+        let reason = "needs readonly and private propagation";
+        return Err(RequestError::invalid(field("recursive_read_only"), reason));
+    }
+    if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
+        return Err(RequestError::unsupported(field("image"), "image volumes"));
+    }
+    if mount.propagation() != cri::MountPropagation::PropagationPrivate {
+        let reason = "mounts do not propagate between host and guest";
+        return Err(RequestError::unsupported(field("propagation"), reason));
+    }
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        return Err(RequestError::unsupported(
+            field("uidMappings"),
+            "id-mapped mounts",
+        ));
+    }
+    if !mount.mount_options.is_empty() {
+        return Err(RequestError::unsupported(field("mount_options"), "mount options"));
+    }
+    // selinux_relabel: labels of host files mean nothing in the guest, which has no SELinux; kubelet sets it always.
+    let own_copy = is_termination_log || OWN_COPIES.contains(&mount.container_path.as_str());
+    if !mount.readonly && !own_copy {
+        let reason = format!(
+            "{} is writable, and directories of the host are not shared with the guest yet",
+            mount.host_path
+        );
+        return Err(RequestError::unsupported(field("host_path"), reason));
+    }
+    if !mount.host_path.starts_with('/') {
+        return Err(RequestError::invalid(field("host_path"), "no absolute path"));
+    }
+    Ok(())
+}
+
+fn log_path(
+    sandbox: &cri::PodSandboxConfig,
+    config: &cri::ContainerConfig,
+) -> Result<Option<PathBuf>, RequestError> {
+    if sandbox.log_directory.is_empty() || config.log_path.is_empty() {
+        return Ok(None);
+    }
+    let relative = Path::new(&config.log_path);
+    let plain = relative
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    if !plain {
+        let reason = format!(
+            "{:?} is no path below the sandbox's log directory",
+            config.log_path
+        );
+        return Err(RequestError::invalid("log_path", reason));
+    }
+    Ok(Some(Path::new(&sandbox.log_directory).join(relative)))
+}
+
+fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), RequestError> {
+    let security = config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.clone())
+        .unwrap_or_default();
+    if !config.devices.is_empty() {
+        return Err(RequestError::unsupported("devices", "devices of the host"));
+    }
+    if !config.cdi_devices.is_empty() {
+        return Err(RequestError::unsupported("CDI_devices", "devices of the host"));
+    }
+    if config.windows.is_some() {
+        return Err(RequestError::unsupported("windows", "Windows containers"));
+    }
+    #[expect(
+        deprecated,
+        reason = "clients of before CRI 0.26 name their profile only here"
+    )]
+    let apparmor_name = security.apparmor_profile.as_str();
+    refuse_labels(
+        "linux.security_context",
+        security.selinux_options.as_ref(),
+        security.apparmor.as_ref(),
+        apparmor_name,
+    )
+}
+
+/// SELinux labels and AppArmor profiles are the host's; the guest has neither. The default profile is what a host without
+/// AppArmor gives, so it is accepted.
+pub(crate) fn refuse_labels(
+    field: &str,
+    selinux: Option<&cri::SeLinuxOption>,
+    apparmor: Option<&cri::SecurityProfile>,
+    apparmor_name: &str,
+) -> Result<(), RequestError> {
+    if selinux.is_some_and(|options| *options != cri::SeLinuxOption::default()) {
+        let reason = "the guest has no SELinux";
+        return Err(RequestError::unsupported(
+            format!("{field}.selinux_options"),
+            reason,
+        ));
+    }
+    let localhost = cri::security_profile::ProfileType::Localhost;
+    if apparmor.is_some_and(|profile| profile.profile_type() == localhost) {
+        return Err(RequestError::unsupported(
+            format!("{field}.apparmor"),
+            "the guest has no AppArmor",
+        ));
+    }
+    if apparmor.is_none() && apparmor_name.starts_with("localhost/") {
+        return Err(RequestError::unsupported(
+            format!("{field}.apparmor_profile"),
+            "the guest has no AppArmor",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -91,16 +91,6 @@ impl ContainerState {
             Self::Exited(exited) => exited.started_at,
         }
     }
-
-    /// For messages.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Creating => "being created",
-            Self::Created => "created",
-            Self::Running { .. } => "running",
-            Self::Exited(_) => "exited",
-        }
-    }
 }
 
 impl Exited {
@@ -192,7 +182,11 @@ mod tests {
 
     #[test]
     fn reasons_are_kubelets_words() {
-        for (code, oom, reason) in [(0, false, "Completed"), (3, false, "Error"), (137, true, "OOMKilled")] {
+        for (code, oom, reason) in [
+            (0, false, "Completed"),
+            (3, false, "Error"),
+            (137, true, "OOMKilled"),
+        ] {
             assert_eq!(Exited::by_itself(1, &exit(code, oom)).reason, reason);
         }
     }

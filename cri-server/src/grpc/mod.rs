@@ -1,1 +1,66 @@
-//! The CRI edge: binds the socket, converts, refuses before recovery is done. No decisions.
+//! The CRI edge: one file per RPC, which converts and passes on. No decisions here.
+//!
+//! `edge` is what every call goes through, `status` the only mapping of errors, `convert` the views as CRI messages,
+//! `socket` the unix socket that kubelet and crictl connect to.
+//!
+//! `:authority`: Go clients send "localhost" on unix sockets (kubelet sets it, crictl's library does by default). Clients that
+//! send the percent-encoded socket path are refused by the h2 crate before anything of ours sees the request.
+
+mod container_create;
+mod container_exec_sync;
+mod container_list;
+mod container_remove;
+mod container_reopen_log;
+mod container_start;
+mod container_status;
+mod container_stop;
+mod convert;
+mod edge;
+mod image_fs_info;
+mod image_list;
+mod image_pull;
+mod image_remove;
+mod image_service;
+mod image_status;
+mod runtime_config;
+mod runtime_service;
+mod runtime_status;
+mod runtime_version;
+mod sandbox_list;
+mod sandbox_remove;
+mod sandbox_run;
+mod sandbox_status;
+mod sandbox_stop;
+pub(crate) mod socket;
+mod status;
+
+use proto::cri::v1::{
+    image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
+};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+pub(crate) use edge::Edge;
+
+/// Largest message in either direction: what kubelet and crictl accept.
+pub(crate) const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// Serves both services until `stop` ends, then lets the calls under way end.
+pub(crate) async fn serve(
+    edge: Edge,
+    listener: UnixListener,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let runtime = RuntimeServiceServer::new(edge.clone())
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let image = ImageServiceServer::new(edge)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    Server::builder()
+        .add_service(runtime)
+        .add_service(image)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .await
+}

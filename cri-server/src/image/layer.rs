@@ -22,7 +22,7 @@ use super::{
     error::LayerError,
     layer_tree::{append_failed, read_layer},
     registry::BlobSink,
-    store::Shelf,
+    shelf::Shelf,
     tar::Archive,
 };
 
@@ -147,8 +147,8 @@ pub(crate) fn unpack(
     mut intake: Intake,
     temporary: &Path,
 ) -> Result<LayerRecord, UnpackFault> {
-    let temporary = TemporaryFile { path: temporary };
-    let outcome = write_blob(shelf, expected, &mut intake, temporary.path);
+    let temporary = TemporaryFile::new(temporary);
+    let outcome = write_blob(shelf, expected, &mut intake, &temporary);
     // Damaged bytes show first as nonsense in the tar: if the download ends and its digest is wrong, that is the news.
     if matches!(
         outcome,
@@ -171,7 +171,7 @@ pub(crate) fn unpack(
     let (record, actual) = outcome.map_err(|fault| name_lack_of_space(fault, temporary.path))?;
     check("diff_id", &expected.diff_id, actual)?;
     publish(shelf, &expected.diff_id, temporary.path, &record)?;
-    std::mem::forget(temporary); // it has its final name now
+    temporary.published();
     Ok(record)
 }
 
@@ -192,19 +192,10 @@ fn write_blob(
     shelf: &Shelf,
     expected: &Expected,
     intake: &mut Intake,
-    path: &Path,
+    temporary: &TemporaryFile<'_>,
 ) -> Result<(LayerRecord, Digest), UnpackFault> {
     let limits = &shelf.config.limits;
-    let file = fs_err::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .map_err(|source| LayerError::Io {
-            operation: "create",
-            path: path.to_owned(),
-            source,
-        })?;
-    let mut blob = Blob::new(file);
+    let mut blob = Blob::new(temporary.create()?);
     let (tree, actual) = read_tar(intake, &mut blob, limits)?;
     io::copy(intake, &mut io::sink()).map_err(|source| LayerError::Stream { source })?;
     let size = erofs::finish(blob, &tree, uuid(&expected.diff_id)).map_err(append_failed)?;
@@ -240,7 +231,7 @@ fn read_tar(intake: &mut Intake, blob: &mut Blob, limits: &Limits) -> Result<(Tr
 const MAX_TRAILER: u64 = 16 << 20;
 
 /// The first half of the diff id: equal layers are equal blobs, and `blkid` tells which one it sees.
-fn uuid(diff_id: &Digest) -> [u8; 16] {
+pub(crate) fn uuid(diff_id: &Digest) -> [u8; 16] {
     let mut uuid = [0; 16];
     for (byte, digits) in uuid.iter_mut().zip(diff_id.hex().as_bytes().chunks(2)) {
         let text = std::str::from_utf8(digits).unwrap_or("0");
@@ -250,7 +241,7 @@ fn uuid(diff_id: &Digest) -> [u8; 16] {
 }
 
 /// Durable under its final name first, recorded second: a kill in between leaves a file that the next start deletes.
-fn publish(
+pub(crate) fn publish(
     shelf: &Arc<Shelf>,
     diff_id: &Digest,
     temporary: &Path,
@@ -271,7 +262,7 @@ fn publish(
 }
 
 /// ENOSPC and EDQUOT are the operator's to solve, so they are told apart.
-fn name_lack_of_space(fault: UnpackFault, path: &Path) -> UnpackFault {
+pub(crate) fn name_lack_of_space(fault: UnpackFault, path: &Path) -> UnpackFault {
     match fault {
         UnpackFault::Layer(LayerError::Write { source } | LayerError::Io { source, .. })
             if matches!(
@@ -288,9 +279,33 @@ fn name_lack_of_space(fault: UnpackFault, path: &Path) -> UnpackFault {
     }
 }
 
-/// Deletes a temporary file unless it was forgotten.
-struct TemporaryFile<'a> {
+/// Deletes a temporary file unless it got its final name.
+#[derive(Debug)]
+pub(crate) struct TemporaryFile<'a> {
     path: &'a Path,
+}
+
+impl<'a> TemporaryFile<'a> {
+    pub(crate) fn new(path: &'a Path) -> Self {
+        Self { path }
+    }
+
+    pub(crate) fn published(self) {
+        std::mem::forget(self);
+    }
+
+    /// Creates the file, which must not exist.
+    pub(crate) fn create(&self) -> Result<fs_err::File, LayerError> {
+        fs_err::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(self.path)
+            .map_err(|source| LayerError::Io {
+                operation: "create",
+                path: self.path.to_owned(),
+                source,
+            })
+    }
 }
 
 impl Drop for TemporaryFile<'_> {

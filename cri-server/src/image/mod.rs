@@ -12,10 +12,12 @@ mod error;
 mod layer;
 mod layer_tree;
 mod manifest;
+mod merge;
 mod pull;
 mod record;
 mod reference;
 mod registry;
+mod shelf;
 mod store;
 mod tar;
 

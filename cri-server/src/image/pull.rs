@@ -5,12 +5,8 @@
 //! one tenant's secret must not open an image to another. Layers are shared over all pulls by their diff id.
 
 use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use futures_util::{
@@ -26,10 +22,12 @@ use super::{
     error::{LayerError, OpenError, PullError},
     layer::{self, Expected, UnpackFault},
     manifest::{self, Descriptor, DocumentFault, ImageSpec, Manifest},
+    merge::{self, HeldLayer},
     record::{ImageId, RegistryAuth},
     reference::{Reference, Version},
     registry::{Directory, Document, Failure, Session, SessionError},
-    store::{ImageStore, LayerHold, Shelf},
+    shelf::{LayerHold, Shelf},
+    store::ImageStore,
 };
 
 /// An index may point to an index; nobody needs more steps.
@@ -65,7 +63,6 @@ struct Parts {
     downloads: Semaphore,
     /// One task at a time makes a layer; the others find it made.
     layers: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
-    temporaries: AtomicU64,
 }
 
 impl Puller {
@@ -95,7 +92,6 @@ impl Puller {
             directory: Directory::new(config)?,
             downloads: Semaphore::new(config.max_concurrent_downloads),
             layers: Mutex::default(),
-            temporaries: AtomicU64::new(0),
         };
         Ok(Self {
             parts: Arc::new(parts),
@@ -178,18 +174,48 @@ impl Pull {
         )
         .map_err(|error| self.no_session(error))?;
         let found = self.find_manifest(&session).await?;
-        let spec = self.fetch_config(&session, &found).await?;
+        let id = found.config.digest.to_string();
+        let (held, record) = match self.shelf.hold_image(&id) {
+            // The id is the digest of the configuration, which names every layer: nothing else can have changed.
+            Some((held, record)) => {
+                tracing::debug!(image = id, "image is here already");
+                (held, record)
+            }
+            None => self.fetch_image(&session, &found).await?,
+        };
+        self.record(&found, &id, record).await?;
+        drop(held);
+        tracing::info!(reference = %self.reference, image = id, "pulled");
+        Ok(id)
+    }
+
+    /// Configuration and layers, as they will be stacked.
+    async fn fetch_image(
+        &self,
+        session: &Session,
+        found: &Found,
+    ) -> Result<(Vec<LayerHold>, ImageRecord), PullError> {
+        let spec = self.fetch_config(session, found).await?;
         let layers = spec
             .diff_ids
             .iter()
             .zip(&found.layers)
-            .map(|(diff_id, descriptor)| self.fetch_layer(&session, descriptor, diff_id).boxed());
-        let holds = try_join_all(layers).await?;
-        self.record(&found, spec).await?;
-        drop(holds);
-        let id = found.config.digest.to_string();
-        tracing::info!(reference = %self.reference, image = id, "pulled");
-        Ok(id)
+            .map(|(diff_id, descriptor)| self.fetch_layer(session, descriptor, diff_id).boxed());
+        let fetched = try_join_all(layers).await?;
+        let shelf = Arc::clone(&self.shelf);
+        let settled = tokio::task::spawn_blocking(move || merge::settle(&shelf, fetched)).await;
+        let settled = settled
+            .map_err(|source| UnpackFault::Layer(LayerError::Thread { source }))
+            .flatten()
+            .map_err(|fault| self.not_unpacked(fault, &found.config.digest, &found.config.digest))?;
+        let record = ImageRecord {
+            tags: BTreeSet::new(),
+            digests: BTreeSet::new(),
+            config: spec.run,
+            layers: settled.iter().map(|layer| layer.id.to_string()).collect(),
+            removed: false,
+        };
+        Ok((settled.into_iter().map(|layer| layer.hold).collect(), record))
     }
 
     /// Follows indexes to the manifest for our platform.
@@ -247,18 +273,26 @@ impl Pull {
         session: &Session,
         descriptor: &Descriptor,
         diff_id: &Digest,
-    ) -> Result<LayerHold, PullError> {
+    ) -> Result<HeldLayer, PullError> {
         let gate = self.parts.gate(diff_id);
         let _only_one = gate.lock().await;
         let (hold, known) = self.shelf.hold_layer(diff_id);
-        if known.is_some() {
+        if let Some(record) = known {
             tracing::debug!(layer = %diff_id, "layer is here already");
-            return Ok(hold);
+            return Ok(HeldLayer {
+                id: diff_id.clone(),
+                record,
+                hold,
+            });
         }
         // The semaphore is never closed.
         let _slot = self.parts.downloads.acquire().await.ok();
-        self.download(session, descriptor, diff_id).await?;
-        Ok(hold)
+        let record = self.download(session, descriptor, diff_id).await?;
+        Ok(HeldLayer {
+            id: diff_id.clone(),
+            record,
+            hold,
+        })
     }
 
     async fn download(
@@ -272,7 +306,7 @@ impl Pull {
             digest: descriptor.digest.clone(),
             diff_id: diff_id.clone(),
         };
-        let temporary = self.temporary(diff_id);
+        let temporary = self.shelf.temporary_path(diff_id);
         let shelf = Arc::clone(&self.shelf);
         // Ends with the queue: dropping this future drops `feed`, and the thread deletes its file.
         let unpacking =
@@ -286,11 +320,11 @@ impl Pull {
         match (sent, unpacked) {
             // The unpacker closed the queue, so its reason is the one.
             (Ok(()) | Err(Failure::SinkClosed), Ok(unpacked)) => {
-                unpacked.map_err(|fault| self.not_unpacked(fault, descriptor, diff_id))
+                unpacked.map_err(|fault| self.not_unpacked(fault, &descriptor.digest, diff_id))
             }
             (Ok(()) | Err(Failure::SinkClosed), Err(source)) => {
                 let fault = UnpackFault::Layer(LayerError::Thread { source });
-                Err(self.not_unpacked(fault, descriptor, diff_id))
+                Err(self.not_unpacked(fault, &descriptor.digest, diff_id))
             }
             (Err(failure), _) => {
                 Err(self.failed(failure, &format!("layer {}", descriptor.digest), descriptor.size))
@@ -298,15 +332,12 @@ impl Pull {
         }
     }
 
-    async fn record(&self, found: &Found, spec: ImageSpec) -> Result<(), PullError> {
-        let id = found.config.digest.to_string();
-        let record = ImageRecord {
-            tags: self.reference.repo_tag().into_iter().collect(),
-            digests: [self.reference.repo_digest(&found.digest)].into(),
-            config: spec.run,
-            layers: spec.diff_ids.iter().map(ToString::to_string).collect(),
-            removed: false,
-        };
+    /// Gives the complete image the names of this pull.
+    async fn record(&self, found: &Found, id: &str, mut record: ImageRecord) -> Result<(), PullError> {
+        record.tags.extend(self.reference.repo_tag());
+        record.digests.insert(self.reference.repo_digest(&found.digest));
+        record.removed = false;
+        let id = id.to_owned();
         let shelf = Arc::clone(&self.shelf);
         let written = tokio::task::spawn_blocking(move || shelf.record_image(&id, record)).await;
         match written {
@@ -317,13 +348,6 @@ impl Pull {
                 source: LayerError::Thread { source },
             }),
         }
-    }
-
-    fn temporary(&self, diff_id: &Digest) -> PathBuf {
-        let number = self.parts.temporaries.fetch_add(1, Ordering::Relaxed);
-        self.shelf
-            .layer_path(&diff_id.to_string())
-            .with_extension(format!("{number}.tmp"))
     }
 
     /// The digest that was asked for, and the one the server claims, must be what arrived.
@@ -410,7 +434,7 @@ impl Pull {
         }
     }
 
-    fn not_unpacked(&self, fault: UnpackFault, descriptor: &Descriptor, diff_id: &Digest) -> PullError {
+    fn not_unpacked(&self, fault: UnpackFault, digest: &Digest, diff_id: &Digest) -> PullError {
         let reference = self.reference.to_string();
         let diff_id = diff_id.to_string();
         match fault {
@@ -420,7 +444,7 @@ impl Pull {
                 actual,
             } => PullError::DigestMismatch {
                 reference,
-                what: format!("{what} of layer {}", descriptor.digest),
+                what: format!("{what} of layer {digest}"),
                 expected: expected.to_string(),
                 actual: actual.to_string(),
             },

@@ -39,7 +39,7 @@ pub struct Image {
 /// One file system layer, ready to be mapped read-only by a Machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
-    /// `sha256:<hex>` of the layer's uncompressed tar. Equal layers of different images are one file.
+    /// `sha256:<hex>` of the layer's uncompressed tar, or of what `merge` made of it. Equal layers are one file.
     pub diff_id: String,
     /// The EROFS blob.
     pub path: PathBuf,

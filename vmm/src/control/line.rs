@@ -35,8 +35,8 @@ impl<D> LineBuffer<D> {
         }
     }
 
-    /// Takes one piece of the stream. The kernel ends a read where descriptors begin, so those of a piece belong to the
-    /// line that its first byte is in or begins.
+    /// Takes one piece of the stream, which begins a line or goes on with one, and the descriptors that came with it:
+    /// they belong to that line. (`sys::receive` ends a piece where a line ends, so that it can say so.)
     pub(super) fn push(&mut self, piece: &[u8], descriptors: Vec<D>) -> Result<VecDeque<Line<D>>, LineError> {
         self.descriptors.extend(descriptors);
         if self.descriptors.len() > DESCRIPTOR_LIMIT {
@@ -62,6 +62,23 @@ impl<D> LineBuffer<D> {
         }
         self.bytes.extend_from_slice(bytes);
         Ok(())
+    }
+}
+
+/// Entry point of the fuzz target: one line buffer, fed in pieces whose sizes are in the input.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn feed(input: &[u8]) {
+    let mut buffer: LineBuffer<u8> = LineBuffer::new();
+    let mut rest = input;
+    while let Some((size, tail)) = rest.split_first() {
+        let (piece, tail) = tail.split_at(usize::from(*size).min(tail.len()));
+        let Ok(lines) = buffer.push(piece, vec![0; usize::from(size % 3)]) else {
+            return;
+        };
+        for (line, _) in lines {
+            drop(serde_json::from_slice::<proto::machine::Request>(&line));
+        }
+        rest = tail;
     }
 }
 

@@ -7,6 +7,9 @@ mod client;
 mod line;
 mod sys;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::line::feed;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -180,3 +183,6 @@ pub(crate) fn apply(changes: Vec<Watch>, ops: &mut EventOps<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

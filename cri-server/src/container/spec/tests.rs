@@ -1,375 +1,247 @@
-//! What becomes of a CRI container, field by field.
+//! What of CRI's configuration reaches the agent, and what is refused by which name.
 
 use super::*;
 
-fn defaults() -> ContainerDefaults {
-    ContainerDefaults {
-        files_total_kib: 8,
-        file_kib: 4,
-        nofile: (1024, 4096),
-    }
-}
-
 fn image() -> RunConfig {
     RunConfig {
-        entrypoint: vec!["/entry".into()],
-        cmd: vec!["serve".into()],
-        env: vec!["PATH=/image/bin".into(), "A=image".into()],
-        working_dir: "/srv".into(),
-        user: "www-data".into(),
+        entrypoint: vec!["/entry".to_owned()],
+        cmd: vec!["default".to_owned()],
+        env: vec!["PATH=/bin".to_owned(), "A=image".to_owned()],
+        working_dir: "/srv".to_owned(),
+        user: "www-data:www-data".to_owned(),
         ..RunConfig::default()
     }
 }
 
-fn order(config: &cri::ContainerConfig) -> Result<agent::CreateContainerRequest, SpecError> {
-    build(SpecInput {
-        container_id: "c1",
-        config,
-        sandbox: &cri::PodSandboxConfig::default(),
-        hostname: "web-0",
-        image: &image(),
-        layers: Vec::new(),
-        defaults: &defaults(),
-    })
+async fn planned(config: &cri::ContainerConfig) -> Result<ContainerPlan, RequestError> {
+    let sandbox = cri::PodSandboxConfig {
+        log_directory: "/var/log/pods/p".to_owned(),
+        ..cri::PodSandboxConfig::default()
+    };
+    plan("c1", config, &sandbox, &image(), &ContainerDefaults::default()).await
 }
 
-fn with_context(context: cri::LinuxContainerSecurityContext) -> cri::ContainerConfig {
-    let linux = cri::LinuxContainerConfig {
-        security_context: Some(context),
-        ..Default::default()
+fn own(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+async fn args(command: &[&str], args: &[&str]) -> Vec<String> {
+    let config = cri::ContainerConfig {
+        command: own(command),
+        args: own(args),
+        ..cri::ContainerConfig::default()
     };
+    planned(&config).await.unwrap().request.process.unwrap().args
+}
+
+fn with_security(security_context: cri::LinuxContainerSecurityContext) -> cri::ContainerConfig {
     cri::ContainerConfig {
-        linux: Some(linux),
-        ..Default::default()
+        linux: Some(cri::LinuxContainerConfig {
+            security_context: Some(security_context),
+            ..cri::LinuxContainerConfig::default()
+        }),
+        ..cri::ContainerConfig::default()
     }
 }
 
-fn with_mount(mount: cri::Mount) -> cri::ContainerConfig {
-    cri::ContainerConfig {
-        mounts: vec![mount],
-        ..Default::default()
-    }
+async fn refusal(config: &cri::ContainerConfig) -> String {
+    planned(config).await.unwrap_err().to_string()
 }
 
-#[test]
-fn command_and_args_replace_the_images_as_kubernetes_says() {
-    let args = |command: &[&str], args: &[&str]| {
-        let text = |list: &[&str]| list.iter().map(|one| (*one).to_owned()).collect();
-        let config = cri::ContainerConfig {
-            command: text(command),
-            args: text(args),
-            ..Default::default()
-        };
-        order(&config).unwrap().process.unwrap().args
-    };
-    assert_eq!(args(&[], &[]), ["/entry", "serve"]);
-    assert_eq!(args(&[], &["x"]), ["/entry", "x"]);
-    assert_eq!(args(&["sh"], &[]), ["sh"]);
-    assert_eq!(args(&["sh"], &["-c"]), ["sh", "-c"]);
+#[tokio::test]
+async fn commands_and_arguments_replace_the_images_as_in_docker() {
+    assert_eq!(args(&[], &[]).await, ["/entry", "default"]);
+    assert_eq!(args(&[], &["x"]).await, ["/entry", "x"]);
+    assert_eq!(args(&["sh"], &[]).await, ["sh"]);
+    assert_eq!(args(&["sh"], &["-c"]).await, ["sh", "-c"]);
 }
 
-#[test]
-fn the_pods_environment_wins_over_the_images() {
-    let envs = vec![cri::KeyValue {
-        key: "A".into(),
-        value: b"pod\xff".to_vec(),
-    }];
+#[tokio::test]
+async fn the_pods_environment_wins_and_may_be_any_bytes() {
     let config = cri::ContainerConfig {
-        envs,
-        ..Default::default()
+        envs: vec![
+            cri::KeyValue {
+                key: "A".to_owned(),
+                value: b"\xff\xfe".to_vec(),
+            },
+            cri::KeyValue {
+                key: "B".to_owned(),
+                value: b"b".to_vec(),
+            },
+        ],
+        ..cri::ContainerConfig::default()
     };
-    let env = order(&config).unwrap().process.unwrap().env;
-    assert_eq!(
-        env,
-        [
-            b"HOSTNAME=web-0".to_vec(),
-            b"PATH=/image/bin".to_vec(),
-            b"A=pod\xff".to_vec()
-        ]
-    );
+    let process = planned(&config).await.unwrap().request.process.unwrap();
+    let expected: [&[u8]; 3] = [b"PATH=/bin", b"A=\xff\xfe", b"B=b"];
+    assert_eq!(process.env, expected);
+    assert_eq!(process.cwd, "/srv");
+    assert_eq!(process.user.unwrap().spec, "www-data:www-data");
 }
 
-#[test]
-fn an_environment_name_with_an_equals_sign_is_refused() {
-    let envs = vec![cri::KeyValue {
-        key: "A=B".into(),
-        value: Vec::new(),
-    }];
-    let config = cri::ContainerConfig {
-        envs,
-        ..Default::default()
-    };
-    assert_eq!(order(&config).unwrap_err().field, "config.envs[0].key");
-}
-
-#[test]
-fn users_come_from_the_request_before_the_image() {
-    let spec = |context| {
-        order(&with_context(context))
-            .unwrap()
-            .process
-            .unwrap()
-            .user
-            .unwrap()
-    };
-    assert_eq!(
-        spec(cri::LinuxContainerSecurityContext::default()).spec,
-        "www-data"
-    );
-    let user = spec(cri::LinuxContainerSecurityContext {
+#[tokio::test]
+async fn users_of_the_pod_replace_the_images() {
+    let security = cri::LinuxContainerSecurityContext {
         run_as_user: Some(cri::Int64Value { value: 1000 }),
         run_as_group: Some(cri::Int64Value { value: 2000 }),
-        supplemental_groups: vec![1234],
-        supplemental_groups_policy: cri::SupplementalGroupsPolicy::Strict.into(),
-        ..Default::default()
-    });
-    assert_eq!(
-        (user.spec.as_str(), user.gid, user.strict_groups),
-        ("1000", Some(2000), true)
-    );
-    assert_eq!(user.supplemental_gids, [1234]);
-    let alone = cri::LinuxContainerSecurityContext {
-        run_as_group: Some(cri::Int64Value { value: 2000 }),
-        ..Default::default()
+        supplemental_groups: vec![3000],
+        ..cri::LinuxContainerSecurityContext::default()
+    };
+    let plan = planned(&with_security(security)).await.unwrap();
+    let user = plan.request.process.unwrap().user.unwrap();
+    assert_eq!((user.spec.as_str(), user.gid), ("1000", Some(2000)));
+    assert_eq!(user.supplemental_gids, [3000]);
+    let group_alone = cri::LinuxContainerSecurityContext {
+        run_as_group: Some(cri::Int64Value { value: 1 }),
+        ..cri::LinuxContainerSecurityContext::default()
     };
     assert!(
-        order(&with_context(alone))
-            .unwrap_err()
-            .field
-            .ends_with("run_as_group")
+        refusal(&with_security(group_alone))
+            .await
+            .contains("run_as_group")
     );
 }
 
-fn bounding(add: &[&str], drop: &[&str], privileged: bool) -> Vec<String> {
-    let text = |list: &[&str]| list.iter().map(|one| (*one).to_owned()).collect();
-    let capabilities = cri::Capability {
-        add_capabilities: text(add),
-        drop_capabilities: text(drop),
-        ..Default::default()
-    };
-    let context = cri::LinuxContainerSecurityContext {
-        capabilities: Some(capabilities),
-        privileged,
-        ..Default::default()
-    };
-    order(&with_context(context))
-        .unwrap()
-        .security
-        .unwrap()
-        .capabilities
-        .unwrap()
-        .bounding
-}
-
-#[test]
-fn capabilities_are_added_dropped_and_all() {
-    assert_eq!(bounding(&[], &[], false).len(), 14);
-    assert_eq!(bounding(&[], &[], true).len(), 41);
-    assert_eq!(bounding(&["NET_ADMIN"], &["ALL"], false), ["CAP_NET_ADMIN"]);
-    assert_eq!(bounding(&["ALL"], &["cap_chown"], false).len(), 40);
-    assert!(!bounding(&[], &["NET_RAW"], false).contains(&"CAP_NET_RAW".to_owned()));
-}
-
-#[test]
-fn an_unknown_capability_is_named() {
-    let capabilities = cri::Capability {
-        add_capabilities: vec!["NET_ADMIN".into(), "FLY".into()],
-        ..Default::default()
-    };
-    let context = cri::LinuxContainerSecurityContext {
-        capabilities: Some(capabilities),
-        ..Default::default()
-    };
-    let error = order(&with_context(context)).unwrap_err();
-    assert_eq!(
-        error.field,
-        "config.linux.security_context.capabilities.add_capabilities[1]"
-    );
-    assert!(error.problem.contains("FLY"));
-}
-
-#[test]
-fn seccomp_profiles_are_made_read_or_left_out() {
-    use cri::security_profile::ProfileType;
-    let seccomp = |kind: ProfileType, localhost_ref: &str, privileged| {
-        let profile = cri::SecurityProfile {
-            profile_type: kind.into(),
-            localhost_ref: localhost_ref.into(),
-        };
-        let context = cri::LinuxContainerSecurityContext {
-            seccomp: Some(profile),
-            privileged,
-            ..Default::default()
-        };
-        order(&with_context(context)).map(|order| order.security.unwrap().seccomp)
-    };
-    assert!(seccomp(ProfileType::Unconfined, "", false).unwrap().is_empty());
-    let text = String::from_utf8(seccomp(ProfileType::RuntimeDefault, "", false).unwrap()).unwrap();
-    assert!(text.contains("unshare") && text.contains("clone3"));
-    assert!(seccomp(ProfileType::RuntimeDefault, "", true).unwrap().is_empty());
-    assert!(
-        seccomp(ProfileType::Localhost, "profile.json", false)
-            .unwrap_err()
-            .field
-            .ends_with("localhost_ref")
-    );
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs_err::write(file.path(), r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).unwrap();
-    let path = file.path().display().to_string();
-    assert_eq!(
-        seccomp(ProfileType::Localhost, &path, false).unwrap(),
-        br#"{"defaultAction":"SCMP_ACT_ALLOW"}"#
-    );
-}
-
-#[test]
-fn paths_are_masked_by_default_and_open_when_privileged() {
-    let masked = |context| {
-        order(&with_context(context))
-            .unwrap()
-            .security
-            .unwrap()
-            .masked_paths
-    };
-    assert!(masked(cri::LinuxContainerSecurityContext::default()).contains(&"/proc/kcore".to_owned()));
-    let privileged = cri::LinuxContainerSecurityContext {
-        privileged: true,
-        ..Default::default()
-    };
-    assert!(masked(privileged).is_empty());
-    let own = cri::LinuxContainerSecurityContext {
-        masked_paths: vec!["/bin/ls".into()],
-        ..Default::default()
-    };
-    assert_eq!(masked(own), ["/bin/ls"]);
-}
-
-#[test]
-fn what_lies_outside_of_the_machine_is_refused_by_name() {
-    use cri::NamespaceMode::{Node, Pod};
-    let namespaces = |options| {
-        let context = cri::LinuxContainerSecurityContext {
-            namespace_options: Some(options),
-            ..Default::default()
-        };
-        order(&with_context(context)).unwrap_err().field
-    };
-    let user = cri::UserNamespace {
-        mode: Pod.into(),
-        ..Default::default()
-    };
-    for (options, name) in [
-        (
-            cri::NamespaceOption {
-                network: Node.into(),
-                ..Default::default()
-            },
-            "network",
-        ),
-        (
-            cri::NamespaceOption {
-                pid: Node.into(),
-                ..Default::default()
-            },
-            "pid",
-        ),
-        (
-            cri::NamespaceOption {
-                ipc: Node.into(),
-                ..Default::default()
-            },
-            "ipc",
-        ),
-        (
-            cri::NamespaceOption {
-                userns_options: Some(user),
-                ..Default::default()
-            },
-            "userns_options",
-        ),
-    ] {
-        assert_eq!(
-            namespaces(options),
-            format!("config.linux.security_context.namespace_options.{name}")
-        );
-    }
-    let device = cri::Device {
-        host_path: "/dev/fuse".into(),
-        ..Default::default()
-    };
-    let config = cri::ContainerConfig {
-        devices: vec![device],
-        ..Default::default()
-    };
-    assert_eq!(order(&config).unwrap_err().kind, SpecErrorKind::Unsupported);
-}
-
-#[test]
-fn a_small_file_is_sent_and_the_pods_own_files_fill_the_rest() {
-    let dir = tempfile::tempdir().unwrap();
-    let hosts = dir.path().join("etc-hosts");
-    fs_err::write(&hosts, "127.0.0.1 localhost\n").unwrap();
-    let mounts = order(&with_mount(cri::Mount {
-        container_path: "/etc/hosts".into(),
-        host_path: hosts.display().to_string(),
-        ..Default::default()
-    }))
-    .unwrap()
-    .mounts;
-    let destinations: Vec<_> = mounts.iter().map(|mount| mount.destination.as_str()).collect();
-    assert_eq!(destinations, ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]);
-    let Some(agent::mount::Source::Files(files)) = &mounts[0].source else {
-        panic!("{mounts:?}")
-    };
-    assert!(files.single_file && files.files[0].content == b"127.0.0.1 localhost\n");
-}
-
-#[test]
-fn a_kubelet_volume_is_sent_without_its_swapping_links() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("..2026_01_01");
-    fs_err::create_dir(&data).unwrap();
-    fs_err::write(data.join("key"), "value").unwrap();
-    std::os::unix::fs::symlink("..2026_01_01", dir.path().join("..data")).unwrap();
-    std::os::unix::fs::symlink("..data/key", dir.path().join("key")).unwrap();
-    let mount = |readonly| {
-        with_mount(cri::Mount {
-            container_path: "/config".into(),
-            host_path: dir.path().display().to_string(),
-            readonly,
-            ..Default::default()
+#[tokio::test]
+async fn what_the_guest_cannot_give_is_refused_by_its_field() {
+    let host = |network: NamespaceMode, pid: NamespaceMode| {
+        with_security(cri::LinuxContainerSecurityContext {
+            namespace_options: Some(cri::NamespaceOption {
+                network: network.into(),
+                pid: pid.into(),
+                ..cri::NamespaceOption::default()
+            }),
+            ..cri::LinuxContainerSecurityContext::default()
         })
     };
-    let mounts = order(&mount(true)).unwrap().mounts;
-    let config = mounts
-        .iter()
-        .find(|mount| mount.destination == "/config")
-        .unwrap();
-    let Some(agent::mount::Source::Files(files)) = &config.source else {
-        panic!("{config:?}")
+    let mount = |mount: cri::Mount| cri::ContainerConfig {
+        mounts: vec![mount],
+        ..cri::ContainerConfig::default()
     };
-    let names: Vec<_> = files.files.iter().map(|file| file.path.as_str()).collect();
-    assert_eq!(names, ["key"]);
-    let error = order(&mount(false)).unwrap_err();
+    let data = cri::Mount {
+        container_path: "/data".to_owned(),
+        host_path: "/".to_owned(),
+        ..cri::Mount::default()
+    };
+    let image = cri::Mount {
+        image: Some(cri::ImageSpec {
+            image: "x".to_owned(),
+            ..cri::ImageSpec::default()
+        }),
+        ..data.clone()
+    };
+    let shared = cri::Mount {
+        propagation: cri::MountPropagation::PropagationBidirectional.into(),
+        ..data.clone()
+    };
+    let device = cri::ContainerConfig {
+        devices: vec![cri::Device::default()],
+        ..cri::ContainerConfig::default()
+    };
+    for (config, field) in [
+        (host(NamespaceMode::Node, NamespaceMode::Pod), "options.network"),
+        (host(NamespaceMode::Pod, NamespaceMode::Node), "options.pid"),
+        (mount(data), "mounts[0].host_path"),
+        (mount(image), "mounts[0].image"),
+        (mount(shared), "mounts[0].propagation"),
+        (device, "devices"),
+    ] {
+        let text = refusal(&config).await;
+        assert!(text.contains(field), "{field}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn kubelets_own_files_are_sent_along() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = directory.path().join(name);
+        fs_err::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let mount = |container_path: &str, host_path: String| cri::Mount {
+        container_path: container_path.to_owned(),
+        host_path,
+        selinux_relabel: true,
+        ..cri::Mount::default()
+    };
+    let config = cri::ContainerConfig {
+        mounts: vec![
+            mount("/etc/hosts", file("hosts", "127.0.0.1 localhost\n")),
+            mount("/dev/termination-log", file("log", "")),
+        ],
+        ..cri::ContainerConfig::default()
+    };
+    let plan = planned(&config).await.unwrap();
+    let destinations: Vec<&str> = plan
+        .request
+        .mounts
+        .iter()
+        .map(|mount| mount.destination.as_str())
+        .collect();
     assert_eq!(
-        (error.field.as_str(), error.kind),
-        ("config.mounts[0].host_path", SpecErrorKind::Unsupported)
+        destinations,
+        [
+            "/etc/resolv.conf",
+            "/etc/hostname",
+            "/etc/hosts",
+            "/dev/termination-log"
+        ]
     );
+    assert_eq!(plan.request.termination_log_path, "/dev/termination-log");
+    assert_eq!(plan.termination_log, Some(directory.path().join("log")));
+}
+
+#[tokio::test]
+async fn a_log_path_stays_below_the_pods_directory() {
+    let config = |log_path: &str| cri::ContainerConfig {
+        log_path: log_path.to_owned(),
+        ..cri::ContainerConfig::default()
+    };
+    let plan = planned(&config("web/0.log")).await.unwrap();
+    assert_eq!(plan.log_path, Some("/var/log/pods/p/web/0.log".into()));
+    assert_eq!(planned(&config("")).await.unwrap().log_path, None);
+    for evil in ["../x", "/etc/passwd", "a/../../b"] {
+        assert!(refusal(&config(evil)).await.contains("log_path"));
+    }
+}
+
+#[tokio::test]
+async fn privileged_is_privileged_in_the_guest() {
+    let security = cri::LinuxContainerSecurityContext {
+        privileged: true,
+        masked_paths: own(&["/proc/kcore"]),
+        seccomp: Some(cri::SecurityProfile::default()),
+        ..cri::LinuxContainerSecurityContext::default()
+    };
+    let security = planned(&with_security(security))
+        .await
+        .unwrap()
+        .request
+        .security
+        .unwrap();
+    assert!(security.privileged && security.seccomp.is_empty() && security.masked_paths.is_empty());
+    assert_eq!(security.capabilities.unwrap().bounding.len(), 41);
 }
 
 #[test]
-fn content_beyond_the_budget_is_refused_with_the_numbers() {
-    let dir = tempfile::tempdir().unwrap();
-    fs_err::write(dir.path().join("big"), vec![0; 5000]).unwrap();
-    let error = order(&with_mount(cri::Mount {
-        container_path: "/config".into(),
-        host_path: dir.path().display().to_string(),
-        readonly: true,
-        ..Default::default()
-    }))
-    .unwrap_err();
+fn limits_are_translated_and_processor_sets_refused() {
+    let wish = cri::LinuxContainerResources {
+        cpu_shares: 1024,
+        cpu_quota: 50_000,
+        cpu_period: 100_000,
+        memory_limit_in_bytes: 1 << 26,
+        ..cri::LinuxContainerResources::default()
+    };
+    let limits = resources(Some(&wish)).unwrap();
+    assert_eq!((limits.cpu_weight, limits.cpu_quota_us), (39, 50_000));
+    let pinned = cri::LinuxContainerResources {
+        cpuset_cpus: "0-1".to_owned(),
+        ..wish
+    };
     assert!(
-        error.problem.contains("5000") && error.problem.contains("4096"),
-        "{error}"
+        resources(Some(&pinned))
+            .unwrap_err()
+            .to_string()
+            .contains("cpuset_cpus")
     );
 }

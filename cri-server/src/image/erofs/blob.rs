@@ -4,13 +4,13 @@
 //! pieces in ascending order.
 
 use std::{
-    io::{self, Read},
+    io::{self, Read, Seek as _},
     os::unix::fs::FileExt as _,
 };
 
 use fs_err::File;
 
-use super::format::BLOCK_SIZE;
+use super::{format::BLOCK_SIZE, reader::Reader};
 
 const BUFFER: usize = 256 * 1024;
 const BLOCK: usize = BLOCK_SIZE as usize;
@@ -42,6 +42,23 @@ impl Blob {
             offset: BLOCK_SIZE,
             buffer: Vec::with_capacity(BUFFER),
         }
+    }
+
+    /// Starts with the data of another blob, up to where that one's metadata begins.
+    pub(crate) fn with_data_of(mut file: File, other: &Reader) -> io::Result<Self> {
+        let offset = other.metadata_start();
+        let mut source = other.file().try_clone()?;
+        source.rewind()?;
+        // On file systems with reflinks this shares the blocks: std asks for copy_file_range(2).
+        let copied = io::copy(&mut source.take(offset), &mut file)?;
+        if copied < offset {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Self {
+            file,
+            offset,
+            buffer: Vec::with_capacity(BUFFER),
+        })
     }
 
     /// The block that the next piece of data will begin with. Call between pieces only.

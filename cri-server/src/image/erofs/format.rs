@@ -141,6 +141,79 @@ fn file_type_bits(content: &Content) -> u16 {
     }
 }
 
+/// What a reader needs of the superblock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StoredSuperblock {
+    pub(crate) root_slot: u16,
+    pub(crate) metadata_block: u32,
+}
+
+/// Reads back what [`superblock`] wrote from byte 1024 on.
+pub(crate) fn stored_superblock(bytes: &[u8]) -> Option<StoredSuperblock> {
+    if u32_at(bytes, 0)? != MAGIC || *bytes.get(12)? != BLOCK_BITS {
+        return None;
+    }
+    Some(StoredSuperblock {
+        root_slot: u16_at(bytes, 14)?,
+        metadata_block: u32_at(bytes, 40)?,
+    })
+}
+
+/// The two ways in which we lay out data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    Plain,
+    Inline,
+}
+
+/// The fields of an inode that are no attributes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StoredInode {
+    /// File type and permissions.
+    pub(crate) mode: u16,
+    pub(crate) size: u64,
+    pub(crate) layout: Layout,
+    /// Start block or device number.
+    pub(crate) union: u32,
+    pub(crate) xattrs_size: u64,
+}
+
+/// Reads back what [`inode`] wrote; extended attributes are left to the caller.
+pub(crate) fn stored_inode(bytes: &[u8]) -> Option<(StoredInode, Attributes)> {
+    let layout = match u16_at(bytes, 0)? {
+        1 => Layout::Plain,
+        5 => Layout::Inline,
+        _ => return None,
+    };
+    let xattrs_size = match u64::from(u16_at(bytes, 2)?) {
+        0 => 0,
+        count => XATTR_HEADER_SIZE as u64 + (count - 1) * 4,
+    };
+    let mode = u16_at(bytes, 4)?;
+    let mtime = (u64_at(bytes, 32)?.cast_signed(), u32_at(bytes, 40)?);
+    let attributes = Attributes::new(mode & 0o7777, u32_at(bytes, 24)?, u32_at(bytes, 28)?, mtime);
+    let inode = StoredInode {
+        mode,
+        size: u64_at(bytes, 8)?,
+        layout,
+        union: u32_at(bytes, 16)?,
+        xattrs_size,
+    };
+    Some((inode, attributes))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
 /// A device number as the kernel's `new_encode_dev` packs it; `None` when Linux has no such number.
 pub(crate) fn device_number(major: u64, minor: u64) -> Option<u32> {
     let (major, minor) = (u32::try_from(major).ok()?, u32::try_from(minor).ok()?);
@@ -152,19 +225,26 @@ pub(crate) fn device_number(major: u64, minor: u64) -> Option<u32> {
 ///
 /// `None` for names that EROFS (and no other Linux file system) can hold.
 pub(crate) fn xattr_index(name: &[u8]) -> Option<(u8, &[u8])> {
-    const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
-    const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
-    if name == ACL_ACCESS {
-        return Some((2, b""));
-    }
-    if name == ACL_DEFAULT {
-        return Some((3, b""));
-    }
-    let prefixes: [(u8, &[u8]); 3] = [(1, b"user."), (4, b"trusted."), (6, b"security.")];
-    prefixes
-        .into_iter()
-        .find_map(|(index, prefix)| Some((index, name.strip_prefix(prefix)?)))
+    XATTR_PREFIXES.iter().find_map(|(index, prefix)| {
+        let suffix = name.strip_prefix(*prefix)?;
+        // The two without a dot are whole names.
+        (prefix.ends_with(b".") || suffix.is_empty()).then_some((*index, suffix))
+    })
 }
+
+/// The full name that an index and a suffix stand for.
+pub(crate) fn xattr_name(index: u8, suffix: &[u8]) -> Option<Vec<u8>> {
+    let (_, prefix) = XATTR_PREFIXES.iter().find(|(known, _)| *known == index)?;
+    Some([prefix, suffix].concat())
+}
+
+const XATTR_PREFIXES: [(u8, &[u8]); 5] = [
+    (1, b"user."),
+    (2, b"system.posix_acl_access"),
+    (3, b"system.posix_acl_default"),
+    (4, b"trusted."),
+    (6, b"security."),
+];
 
 /// The attribute area that follows an inode; empty when there are none.
 pub(crate) fn xattrs(attributes: &Attributes) -> Vec<u8> {

@@ -21,6 +21,7 @@ mod blob;
 mod emit;
 mod format;
 mod plan;
+mod reader;
 mod tree;
 
 #[cfg(test)]
@@ -28,4 +29,5 @@ mod tests;
 
 pub(crate) use blob::{AppendError, Blob};
 pub(crate) use emit::finish;
+pub(crate) use reader::{Reader, Sight, Stored};
 pub(crate) use tree::{Attributes, Content, DeviceKind, NodeId, Tree, XattrRefusal};

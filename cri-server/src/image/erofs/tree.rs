@@ -89,6 +89,10 @@ impl Attributes {
         Ok(())
     }
 
+    pub(crate) fn remove_xattr(&mut self, name: &[u8]) {
+        self.xattrs.remove(name);
+    }
+
     pub(crate) fn xattr(&self, name: &[u8]) -> Option<&[u8]> {
         self.xattrs.get(name).map(Vec::as_slice)
     }
@@ -226,6 +230,20 @@ impl Tree {
         if let Some(replaced) = replaced {
             self.unlink(replaced);
         }
+    }
+
+    /// Takes a name out of its directory; the node keeps its link for the caller to [`attach`](Self::attach).
+    pub(crate) fn detach(&mut self, directory: NodeId, name: &[u8]) -> Option<NodeId> {
+        match &mut self.node_mut(directory).content {
+            Content::Directory(names) => names.remove(name),
+            _ => None,
+        }
+    }
+
+    /// Gives a detached node a name again, in place of what had that name.
+    pub(crate) fn attach(&mut self, directory: NodeId, name: &[u8], id: NodeId) {
+        self.link(directory, name, id);
+        self.node_mut(id).links -= 1;
     }
 
     pub(crate) fn links(&self, id: NodeId) -> u32 {

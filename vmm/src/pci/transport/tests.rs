@@ -1,19 +1,18 @@
 //! A virtio function driven over configuration space and BAR as Linux does it, and as it should not.
 
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
-use std::{io, mem};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vm_memory::GuestAddress;
-use vmm_sys_util::eventfd::EventFd;
 
+use super::testing::FakeKvm;
 use super::*;
 use crate::devices::virtio::ActivateError;
 use crate::pci::bus::PciBus;
-use crate::pci::msix::Message as MsiMessage;
 
 /// Counts what happens to it; its configuration is one writable byte.
 #[derive(Debug, Default)]
@@ -56,38 +55,9 @@ impl MutEventSubscriber for Probe {
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {}
 }
 
-/// Remembers messages and wired addresses.
-#[derive(Debug, Default)]
-struct Kvm {
-    sent: Mutex<Vec<MsiMessage>>,
-    wired: Mutex<Vec<u64>>,
-}
-
-impl MessageSink for Kvm {
-    fn send(&self, message: MsiMessage) {
-        self.sent.lock().unwrap().push(message);
-    }
-}
-
-impl DoorbellWiring for Kvm {
-    fn connect(&self, _: &EventFd, address: u64) -> io::Result<()> {
-        self.wired.lock().unwrap().push(address);
-        Ok(())
-    }
-    fn disconnect(&self, _: &EventFd, address: u64) -> io::Result<()> {
-        let mut wired = self.wired.lock().unwrap();
-        let position = wired
-            .iter()
-            .position(|at| *at == address)
-            .ok_or(io::ErrorKind::NotFound)?;
-        wired.remove(position);
-        Ok(())
-    }
-}
-
 struct Bench {
     function: VirtioFunction,
-    kvm: Arc<Kvm>,
+    kvm: Arc<FakeKvm>,
     mail: Receiver<Message>,
 }
 
@@ -96,12 +66,12 @@ const NOWHERE: [u64; 0] = [];
 
 impl Bench {
     fn new() -> Self {
-        let kvm = Arc::new(Kvm::default());
+        let kvm = Arc::new(FakeKvm::default());
         let (mailbox, mail, _bell) = Mailbox::new().unwrap();
         let services = Services {
             memory: GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap(),
-            messages: Arc::<Kvm>::clone(&kvm),
-            wiring: Arc::<Kvm>::clone(&kvm),
+            messages: Arc::<FakeKvm>::clone(&kvm),
+            wiring: Arc::<FakeKvm>::clone(&kvm),
             mailbox,
         };
         let slot = PciBus::<VirtioFunction>::new().free_slot().unwrap();

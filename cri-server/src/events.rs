@@ -1,1 +1,0 @@
-//! What changed in containers and sandboxes, for whoever listens.

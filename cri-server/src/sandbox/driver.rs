@@ -1,0 +1,404 @@
+//! The owner task of one sandbox. Whatever can change it arrives here as one [`Input`], one after the other, so that there is
+//! no lock order; long waits (the grace period of a stop) are deadlines of the loop and hold nothing up.
+//!
+//! After each input the task publishes a view. It ends when the sandbox is forgotten, or when the daemon stops, which leaves
+//! the Machine running for the next daemon.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use proto::cri::v1 as cri;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    containers::{Container, Stopping},
+    error::{RequestError, chain},
+    handle::{Reply, Request, SandboxHandle, SandboxName},
+    ledger::Ledger,
+    live::Live,
+    node::Node,
+    plan::SandboxPlan,
+    start::start,
+    state::{Cause, Input as StateInput, SandboxState, Step, decide},
+    view::SandboxView,
+};
+use crate::{
+    failpoint,
+    guest::{GuestClient, GuestEvent},
+    machine::MachineExit,
+    store::{ContainerRecord, SandboxRecord},
+};
+
+/// Requests that wait for the owner task; senders beyond that wait themselves.
+const MAILBOX: usize = 64;
+/// Events of the guest that wait; beyond that the guest's stream waits.
+const GUEST_EVENTS: usize = 64;
+
+/// Owns one sandbox.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    pub(super) node: Arc<Node>,
+    pub(super) plan: SandboxPlan,
+    pub(super) request: Arc<cri::RunPodSandboxRequest>,
+    pub(super) record: SandboxRecord,
+    pub(super) containers: BTreeMap<String, Container>,
+    /// Containers that were told to stop.
+    pub(super) stopping: BTreeMap<String, Stopping>,
+    pub(super) live: Option<Live>,
+    view: watch::Sender<Arc<SandboxView>>,
+    requests: mpsc::Receiver<Request>,
+    guest_events: mpsc::Receiver<GuestEvent>,
+    /// Follows the guest; ends with this value or with the Machine.
+    watcher: JoinSet<()>,
+    guest_sender: mpsc::Sender<GuestEvent>,
+}
+
+/// Where a sandbox comes from.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// A client waits for it.
+    New(Reply<String>),
+    /// The store, after a restart of the daemon.
+    Recovered,
+}
+
+/// Everything that can change a sandbox.
+#[derive(Debug)]
+enum Input {
+    Request(Request),
+    Guest(GuestEvent),
+    MachineEnded(MachineExit),
+    /// A stop's grace period or patience is over.
+    Deadline,
+}
+
+/// Whether the task goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flow {
+    Continue,
+    Forgotten,
+}
+
+impl Driver {
+    /// The task, not yet running, and the handle to it.
+    pub(crate) fn new(
+        node: Arc<Node>,
+        plan: SandboxPlan,
+        request: cri::RunPodSandboxRequest,
+        record: SandboxRecord,
+    ) -> (Self, Arc<SandboxHandle>) {
+        let (request_sender, requests) = mpsc::channel(MAILBOX);
+        let (guest_sender, guest_events) = mpsc::channel(GUEST_EVENTS);
+        let name = SandboxName::from(&request.config.clone().unwrap_or_default());
+        let request = Arc::new(request);
+        let first_view = Arc::new(view(&plan, &request, &record, None, &BTreeMap::new()));
+        let (view_sender, view_receiver) = watch::channel(first_view);
+        let stop = node.stop.clone();
+        let handle = SandboxHandle::new(&record.id, name, request_sender, view_receiver, stop);
+        let driver = Self {
+            node,
+            plan,
+            request,
+            record,
+            containers: BTreeMap::new(),
+            stopping: BTreeMap::new(),
+            live: None,
+            view: view_sender,
+            requests,
+            guest_events,
+            watcher: JoinSet::new(),
+            guest_sender,
+        };
+        (driver, Arc::new(handle))
+    }
+
+    /// Gives a recovered sandbox its containers.
+    pub(crate) fn with_containers(
+        mut self,
+        containers: Vec<(ContainerRecord, cri::CreateContainerRequest)>,
+    ) -> Self {
+        let containers = containers.into_iter().map(|(record, request)| {
+            let container = Container::new(record, request);
+            (container.record.id.clone(), container)
+        });
+        self.containers = containers.collect();
+        self
+    }
+
+    /// The task's whole life.
+    pub(crate) async fn run(mut self, origin: Origin) {
+        let flow = match origin {
+            Origin::New(reply) => Box::pin(self.start(reply)).await,
+            Origin::Recovered => {
+                self.publish();
+                Flow::Continue
+            }
+        };
+        if flow == Flow::Continue {
+            Box::pin(self.serve()).await;
+        }
+    }
+
+    async fn serve(&mut self) {
+        let stop = self.node.stop.clone();
+        loop {
+            self.publish();
+            let deadline = self.next_deadline();
+            let input = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                exit = ended(self.live.as_ref()) => Input::MachineEnded(exit),
+                Some(event) = self.guest_events.recv() => Input::Guest(event),
+                request = self.requests.recv() => match request {
+                    Some(request) => Input::Request(request),
+                    None => return,
+                },
+                () = until(deadline) => Input::Deadline,
+            };
+            if self.handle(input).await == Flow::Forgotten {
+                return;
+            }
+        }
+    }
+
+    async fn handle(&mut self, input: Input) -> Flow {
+        match input {
+            Input::Request(Request::Stop(reply)) => {
+                let result = self.stop().await;
+                self.answer(reply, result);
+            }
+            Input::Request(Request::Remove(reply)) => {
+                let result = self.remove().await;
+                let forgotten = result.is_ok();
+                self.answer(reply, result);
+                if forgotten {
+                    return Flow::Forgotten;
+                }
+            }
+            Input::Request(Request::CreateContainer(request, reply)) => {
+                let result = Box::pin(self.create_container(*request)).await;
+                self.answer(reply, result);
+            }
+            Input::Request(Request::StartContainer(id, reply)) => {
+                let result = self.start_container(&id).await;
+                self.answer(reply, result);
+            }
+            Input::Request(Request::StopContainer(id, grace, reply)) => {
+                self.stop_container(&id, grace, reply).await;
+            }
+            Input::Request(Request::RemoveContainer(id, reply)) => {
+                let result = self.remove_container(&id).await;
+                self.answer(reply, result);
+            }
+            Input::Request(Request::ReopenLog(id, reply)) => {
+                let result = self.reopen_log(&id).await;
+                self.answer(reply, result);
+            }
+            Input::Guest(event) => self.guest_event(event).await,
+            Input::MachineEnded(exit) => self.machine_ended(&exit.to_string()).await,
+            Input::Deadline => self.deadlines_passed().await,
+        }
+        Flow::Continue
+    }
+
+    /// Answers a client after the view shows what it was told.
+    fn answer<T>(&self, reply: Reply<T>, result: Result<T, RequestError>) {
+        self.publish();
+        // The client may have gone.
+        drop(reply.send(result));
+    }
+
+    async fn start(&mut self, reply: Reply<String>) -> Flow {
+        let pod = self.request.config.clone().unwrap_or_default();
+        let mut reached = Vec::new();
+        let result = async {
+            self.node
+                .store
+                .add_sandbox(&self.record, &self.request)
+                .await
+                .map_err(RequestError::failed("reserve the sandbox"))?;
+            failpoint::reached("start.reserved").await;
+            let started = start(&self.node, &self.plan, &pod, &mut reached).await?;
+            self.record.attachment = Some(started.attachment);
+            self.record.timings = started.timings;
+            self.live = Some(started.live);
+            self.transition(StateInput::Started).await?;
+            Ok(())
+        }
+        .await;
+        match result {
+            Ok(()) if !reply.is_closed() => {
+                self.follow_guest();
+                let id = self.record.id.clone();
+                tracing::info!(sandbox = id, name = %self.plan.network.name, "sandbox is ready");
+                self.answer(reply, Ok(id));
+                Flow::Continue
+            }
+            Ok(()) => {
+                tracing::warn!(
+                    sandbox = self.record.id,
+                    "whoever asked for the sandbox has gone: removing it"
+                );
+                match self.remove().await {
+                    Ok(()) => Flow::Forgotten,
+                    Err(_) => Flow::Continue,
+                }
+            }
+            Err(error) => {
+                let flow = self.start_failed(&error, &reached).await;
+                self.answer(reply, Err(error));
+                flow
+            }
+        }
+    }
+
+    /// Gives back what was reached. When all of it could be, the sandbox has never been.
+    async fn start_failed(&mut self, error: &RequestError, reached: &[super::Acquired]) -> Flow {
+        tracing::warn!(
+            sandbox = self.record.id,
+            error = chain(error),
+            "sandbox did not start"
+        );
+        self.live = None;
+        let left = Ledger::new(&self.node, &self.plan).give_back(reached).await;
+        for left in &left {
+            tracing::error!(sandbox = self.record.id, what = %left.step, error = %left.error, "could not be given back");
+        }
+        let message = chain(error);
+        self.record.state = SandboxState::NotReady {
+            cause: Cause::StartFailed { message },
+            held: left.iter().map(|left| left.step).collect(),
+        };
+        if left.is_empty() {
+            match self.node.store.forget_sandbox(&self.record.id, Vec::new()).await {
+                Ok(()) => {
+                    self.node.sandboxes.remove(&self.record.id);
+                    return Flow::Forgotten;
+                }
+                Err(error) => tracing::error!(sandbox = self.record.id, %error, "could not be forgotten"),
+            }
+        } else if let Err(error) = self.node.store.put_sandbox(&self.record).await {
+            tracing::error!(sandbox = self.record.id, %error, "could not be recorded");
+        }
+        Flow::Continue
+    }
+
+    /// Decides, stores the state that follows, and says what is to be done.
+    pub(super) async fn transition(&mut self, input: StateInput) -> Result<Step, RequestError> {
+        let (next, step) = decide(&self.record.state, input).map_err(|_| RequestError::WrongState {
+            operation: format!("use sandbox {}", self.record.id),
+            reason: "it is not ready".to_owned(),
+        })?;
+        if next != self.record.state {
+            let previous = std::mem::replace(&mut self.record.state, next);
+            if let Err(error) = self.node.store.put_sandbox(&self.record).await {
+                self.record.state = previous;
+                return Err(RequestError::failed("record the sandbox's state")(error));
+            }
+        }
+        Ok(step)
+    }
+
+    /// Takes over a Machine that runs already.
+    pub(crate) fn adopt(&mut self, live: Live) {
+        self.live = Some(live);
+        self.follow_guest();
+    }
+
+    fn follow_guest(&mut self) {
+        if let Some(live) = &self.live {
+            let (guest, events) = (live.guest.clone(), self.guest_sender.clone());
+            let id = self.record.id.clone();
+            self.watcher.spawn(follow(guest, events, id));
+        }
+    }
+
+    /// The Machine is gone: nobody asks its guest any more.
+    pub(super) fn forget_machine(&mut self) {
+        self.live = None;
+        self.watcher.abort_all();
+        while self.guest_events.try_recv().is_ok() {}
+    }
+
+    pub(super) fn publish(&self) {
+        let view = view(
+            &self.plan,
+            &self.request,
+            &self.record,
+            self.live.as_ref(),
+            &self.containers,
+        );
+        self.view.send_replace(Arc::new(view));
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.stopping.values().map(Stopping::deadline).min()
+    }
+}
+
+fn view(
+    plan: &SandboxPlan,
+    request: &Arc<cri::RunPodSandboxRequest>,
+    record: &SandboxRecord,
+    live: Option<&Live>,
+    containers: &BTreeMap<String, Container>,
+) -> SandboxView {
+    let mut containers: Vec<_> = containers
+        .values()
+        .filter(|container| container.is_listed())
+        .map(Container::view)
+        .collect();
+    containers.sort_by_key(|container| container.created_at);
+    SandboxView {
+        id: record.id.clone(),
+        request: Arc::clone(request),
+        created_at: record.created_at,
+        state: record.state.clone(),
+        ips: record
+            .attachment
+            .as_ref()
+            .map(|attachment| attachment.ips.clone())
+            .unwrap_or_default(),
+        timings: record.timings.clone(),
+        console: record.console.clone(),
+        machine: live.map(|live| live.view(plan)),
+        containers,
+    }
+}
+
+/// Never returns without a Machine.
+async fn ended(live: Option<&Live>) -> MachineExit {
+    match live {
+        Some(live) => live.process.exited().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Passes the guest's events on until the task is aborted; a lost connection is made again, with a snapshot first.
+async fn follow(guest: GuestClient, events: mpsc::Sender<GuestEvent>, sandbox: String) {
+    let mut watch = guest.watch();
+    loop {
+        match watch.next().await {
+            Ok(event) => {
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(sandbox, error = chain(&error), "watching the guest again");
+                // The watch itself pauses between tries; this yields in case it does not.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! A Machine that runs, with the connections to it and the image layers that are on its bus.
+//!
+//! A layer is added once per Machine, whichever containers use it, and stays until the Machine ends: the guest keeps it
+//! mounted for the next container of the same image. Which layers are there is read back from the VMM after a restart of the
+//! daemon, so nothing of it is stored.
+
+use std::{collections::BTreeMap, os::fd::AsFd as _};
+
+use proto::{
+    agent::v1 as agent,
+    machine::{Device, FileSource},
+};
+
+use super::{error::RequestError, plan::SandboxPlan, view::MachineView};
+use crate::{
+    config::{LayerTransport, MachineDefaults},
+    guest::{Dialer, GuestClient},
+    image::{Image, ImageLease, Layer},
+    machine::{ControlClient, Layout, Process},
+};
+
+/// Names of devices that every Machine has.
+pub(super) const NET: &str = "net0";
+pub(super) const SCRATCH: &str = "scratch";
+/// A layer's device is named by its transport and the first [`DIGITS`] hexadecimal digits of its digest.
+const PMEM: &str = "pmem-";
+const BLOCK: &str = "blk-";
+/// The VMM takes names of up to 64 bytes; 160 bits of a digest are as good as all of it.
+const DIGITS: usize = 40;
+
+const MIB: u64 = 1024 * 1024;
+
+/// A running Machine.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(super) process: Process,
+    pub(super) control: ControlClient,
+    pub(super) guest: GuestClient,
+    pub(super) dialer: Dialer,
+    /// PCI address by device name.
+    devices: BTreeMap<String, String>,
+    /// Images whose layers are on the bus, by id.
+    leases: BTreeMap<String, ImageLease>,
+}
+
+impl Live {
+    /// The connections to a Machine whose VMM runs. Nothing is opened yet.
+    pub(super) fn new(layout: &Layout, process: Process) -> Self {
+        Self {
+            process,
+            control: ControlClient::new(layout),
+            guest: GuestClient::new(layout),
+            dialer: Dialer::new(layout),
+            devices: BTreeMap::new(),
+            leases: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn view(&self, plan: &SandboxPlan) -> MachineView {
+        MachineView {
+            pid: self.process.pid(),
+            memory_mib: plan.memory_mib,
+            vcpus: plan.vcpus,
+            control: self.control.clone(),
+            guest: self.guest.clone(),
+            dialer: self.dialer.clone(),
+        }
+    }
+
+    /// Remembers where devices are, as the VMM tells.
+    pub(super) fn place(&mut self, places: Vec<proto::machine::DevicePlace>) {
+        self.devices = places
+            .into_iter()
+            .map(|place| (place.id, place.pci_address))
+            .collect();
+    }
+
+    /// PCI address of a device.
+    pub(super) fn device(&self, id: &str) -> Result<&str, RequestError> {
+        self.devices.get(id).map(String::as_str).ok_or_else(|| {
+            let source = format!("it has {:?}", self.devices.keys().collect::<Vec<_>>());
+            RequestError::failed(format!("find the device {id} of the machine"))(source)
+        })
+    }
+
+    /// Keeps an image's layers on the host's disk as long as this Machine runs.
+    pub(super) fn hold(&mut self, image_id: &str, lease: impl FnOnce() -> Option<ImageLease>) {
+        if !self.leases.contains_key(image_id)
+            && let Some(lease) = lease()
+        {
+            self.leases.insert(image_id.to_owned(), lease);
+        }
+    }
+
+    /// Puts the layers of `image` that are not there yet on the bus; returns all of them for the agent, lowest first.
+    pub(super) async fn add_layers(
+        &mut self,
+        image: &Image,
+        defaults: &MachineDefaults,
+    ) -> Result<Vec<agent::Disk>, RequestError> {
+        let mut disks = Vec::with_capacity(image.layers.len());
+        for layer in &image.layers {
+            disks.push(self.add_layer(layer, defaults).await?);
+        }
+        Ok(disks)
+    }
+
+    async fn add_layer(
+        &mut self,
+        layer: &Layer,
+        defaults: &MachineDefaults,
+    ) -> Result<agent::Disk, RequestError> {
+        let digest = layer.diff_id.strip_prefix("sha256:").unwrap_or(&layer.diff_id);
+        let digest = digest.get(..DIGITS).unwrap_or(digest);
+        for (prefix, dax) in [(PMEM, true), (BLOCK, false)] {
+            if let Some(pci_address) = self.devices.get(&format!("{prefix}{digest}")) {
+                return Ok(disk(pci_address, dax));
+            }
+        }
+        let dax = match defaults.layer_transport {
+            LayerTransport::Pmem => true,
+            LayerTransport::Block => false,
+            LayerTransport::Auto => layer.size <= defaults.pmem_max_mib * MIB,
+        };
+        let id = format!("{}{digest}", if dax { PMEM } else { BLOCK });
+        let file = FileSource::Fd(0);
+        let device = if dax {
+            Device::Pmem { id: id.clone(), file }
+        } else {
+            Device::Block {
+                id: id.clone(),
+                file,
+                read_only: true,
+            }
+        };
+        let path = layer.path.clone();
+        let blob = tokio::task::spawn_blocking(move || fs_err::File::open(path))
+            .await
+            .map_err(RequestError::failed("open an image layer"))?
+            .map_err(RequestError::failed("open an image layer"))?;
+        let pci_address =
+            self.control
+                .add_device(device, &[blob.as_fd()])
+                .await
+                .map_err(RequestError::failed(format!(
+                    "add layer {} to the machine",
+                    layer.diff_id
+                )))?;
+        let disk = disk(&pci_address, dax);
+        self.devices.insert(id, pci_address);
+        Ok(disk)
+    }
+}
+
+fn disk(pci_address: &str, dax: bool) -> agent::Disk {
+    agent::Disk {
+        pci_address: pci_address.to_owned(),
+        filesystem: "erofs".to_owned(),
+        dax,
+        read_only: true,
+    }
+}

@@ -1,0 +1,258 @@
+//! From CRI's configuration of a sandbox to what is made for it: names, sizes, network. Pure, and the same for the same
+//! request: after a restart of the daemon the plan is made again from the stored request.
+
+use std::path::PathBuf;
+
+use proto::cri::v1 as cri;
+
+use super::{error::RequestError, quantity};
+use crate::{
+    config::{CgroupDriver, Config},
+    container::spec,
+    machine::{CgroupLimits, Layout, MachineCgroup},
+    network::{Bandwidth, Dns, PodNetwork, PortMapping},
+};
+
+/// The handler name that is ours beside the default one.
+pub(crate) const HANDLER: &str = "clearpod";
+
+const MIB: u64 = 1024 * 1024;
+/// unix(7) host names: what the kernel takes.
+const MAX_HOSTNAME: usize = 64;
+
+/// A sandbox as it is to be made.
+#[derive(Debug, Clone)]
+pub(crate) struct SandboxPlan {
+    pub(crate) id: String,
+    pub(crate) layout: Layout,
+    pub(crate) scratch: PathBuf,
+    pub(crate) cgroup: Option<CgroupPlan>,
+    pub(crate) network: PodNetwork,
+    pub(crate) memory_mib: u64,
+    pub(crate) vcpus: u8,
+    pub(crate) hostname: String,
+    /// `None`: that of the CNI plugins, else the host's.
+    pub(crate) dns: Option<Dns>,
+}
+
+/// The VMM's cgroup.
+#[derive(Debug, Clone)]
+pub(crate) struct CgroupPlan {
+    pub(crate) root: PathBuf,
+    pub(crate) cgroup: MachineCgroup,
+    pub(crate) limits: CgroupLimits,
+}
+
+/// Translates a sandbox, or refuses it by field.
+pub(crate) fn plan(
+    id: &str,
+    request: &cri::RunPodSandboxRequest,
+    config: &Config,
+) -> Result<SandboxPlan, RequestError> {
+    let pod = request
+        .config
+        .as_ref()
+        .ok_or_else(|| RequestError::invalid("config", "missing"))?;
+    let metadata = pod
+        .metadata
+        .as_ref()
+        .filter(|metadata| !metadata.name.is_empty())
+        .ok_or_else(|| RequestError::invalid("config.metadata.name", "missing"))?;
+    if !["", HANDLER].contains(&request.runtime_handler.as_str()) {
+        let reason = format!("there is no handler {:?}", request.runtime_handler);
+        return Err(RequestError::invalid("runtime_handler", reason));
+    }
+    let linux = pod.linux.clone().unwrap_or_default();
+    refuse_unsupported(pod, &linux)?;
+    let layout = Layout::new(&config.machines(), id).map_err(RequestError::failed("name the machine"))?;
+    let (memory_mib, vcpus) = size(&linux, config)?;
+    let hostname = if pod.hostname.is_empty() {
+        &metadata.name
+    } else {
+        &pod.hostname
+    };
+    if hostname.len() > MAX_HOSTNAME && !pod.hostname.is_empty() {
+        let reason = format!("longer than {MAX_HOSTNAME} bytes");
+        return Err(RequestError::invalid("config.hostname", reason));
+    }
+    let dns = pod.dns_config.as_ref().map(|dns| Dns {
+        servers: dns.servers.clone(),
+        searches: dns.searches.clone(),
+        options: dns.options.clone(),
+    });
+    Ok(SandboxPlan {
+        id: id.to_owned(),
+        layout,
+        scratch: config.scratch().join(format!("{id}.img")),
+        cgroup: cgroup(id, &linux, config)?,
+        network: PodNetwork {
+            sandbox_id: id.to_owned(),
+            name: metadata.name.clone(),
+            namespace: metadata.namespace.clone(),
+            uid: metadata.uid.clone(),
+            port_mappings: port_mappings(&pod.port_mappings)?,
+            bandwidth: bandwidth(pod)?,
+            dns: dns.clone(),
+        },
+        memory_mib,
+        vcpus,
+        hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
+        dns,
+    })
+}
+
+fn refuse_unsupported(
+    pod: &cri::PodSandboxConfig,
+    linux: &cri::LinuxPodSandboxConfig,
+) -> Result<(), RequestError> {
+    if pod.windows.is_some() {
+        return Err(RequestError::unsupported("config.windows", "Windows pods"));
+    }
+    let security = linux.security_context.clone().unwrap_or_default();
+    let namespaces = security.namespace_options.clone().unwrap_or_default();
+    let field = "config.linux.security_context";
+    spec::refuse_host_namespaces(&format!("{field}.namespace_options"), &namespaces)?;
+    spec::refuse_labels(
+        field,
+        security.selinux_options.as_ref(),
+        security.apparmor.as_ref(),
+        "",
+    )
+}
+
+/// Memory in MiB and processors: the pod's limits and its overhead, else the defaults. Requests without a limit are not
+/// a size: such a pod may use more.
+fn size(linux: &cri::LinuxPodSandboxConfig, config: &Config) -> Result<(u64, u8), RequestError> {
+    let machine = &config.machine;
+    let resources = linux.resources.clone().unwrap_or_default();
+    let overhead = linux.overhead.clone().unwrap_or_default();
+    let bytes = |field: &str, value: i64| {
+        u64::try_from(value).map_err(|_| {
+            RequestError::invalid(format!("config.linux.{field}"), format!("{value} is negative"))
+        })
+    };
+    let limit = bytes("resources.memory_limit_in_bytes", resources.memory_limit_in_bytes)?;
+    let extra = bytes("overhead.memory_limit_in_bytes", overhead.memory_limit_in_bytes)?;
+    let memory_mib = match (limit, extra) {
+        (0, _) => machine.memory_mib,
+        (limit, 0) => limit.div_ceil(MIB).saturating_add(machine.memory_overhead_mib),
+        (limit, extra) => limit.saturating_add(extra).div_ceil(MIB),
+    };
+    let vcpus = match (resources.cpu_quota, resources.cpu_period) {
+        (quota, period) if quota > 0 && period > 0 => {
+            let whole = quota.unsigned_abs().div_ceil(period.unsigned_abs());
+            u8::try_from(whole).unwrap_or(u8::MAX)
+        }
+        _ => machine.vcpus,
+    };
+    Ok((
+        memory_mib.max(machine.memory_min_mib),
+        vcpus.clamp(1, machine.vcpus_max),
+    ))
+}
+
+fn cgroup(
+    id: &str,
+    linux: &cri::LinuxPodSandboxConfig,
+    config: &Config,
+) -> Result<Option<CgroupPlan>, RequestError> {
+    let Some(root) = &config.machine.cgroup_root else {
+        return Ok(None);
+    };
+    let parent = match (linux.cgroup_parent.as_str(), config.cgroup_driver) {
+        ("", _) => config.machine.cgroup_parent.clone(),
+        (parent, CgroupDriver::Cgroupfs) => parent.to_owned(),
+        (slice, CgroupDriver::Systemd) => slice_path(slice)?,
+    };
+    let cgroup = MachineCgroup::at(root, &parent, &format!("clearpod-{id}"))
+        .map_err(|error| RequestError::invalid("config.linux.cgroup_parent", error.to_string()))?;
+    let resources = linux.resources.clone().unwrap_or_default();
+    let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
+    let quota = positive(resources.cpu_quota);
+    Ok(Some(CgroupPlan {
+        root: root.clone(),
+        cgroup,
+        limits: CgroupLimits {
+            cpu_quota_us: quota,
+            cpu_period_us: quota.and_then(|_| positive(resources.cpu_period)),
+            cpu_weight: positive(resources.cpu_shares).map(CgroupLimits::weight_from_shares),
+            // kubelet limits the pod's own cgroup, the parent of this one.
+            memory_max_bytes: None,
+        },
+    }))
+}
+
+/// systemd.slice(5): each dash of a slice's name is a level of the tree.
+fn slice_path(slice: &str) -> Result<String, RequestError> {
+    let refuse = || RequestError::invalid("config.linux.cgroup_parent", format!("{slice:?} is no slice"));
+    let last = slice.rsplit('/').next().unwrap_or(slice);
+    let name = last.strip_suffix(".slice").ok_or_else(refuse)?;
+    if name == "-" {
+        return Ok("/".to_owned());
+    }
+    if name.split('-').any(str::is_empty) {
+        return Err(refuse());
+    }
+    let mut path = String::new();
+    for (at, _) in name.match_indices('-').chain([(name.len(), "")]) {
+        let prefix = name.get(..at).ok_or_else(refuse)?;
+        path.push_str(&format!("/{prefix}.slice"));
+    }
+    Ok(path)
+}
+
+fn port_mappings(mappings: &[cri::PortMapping]) -> Result<Vec<PortMapping>, RequestError> {
+    let port = |index: usize, name: &str, value: i32| {
+        u16::try_from(value).map_err(|_| {
+            RequestError::invalid(
+                format!("config.port_mappings[{index}].{name}"),
+                format!("{value} is no port"),
+            )
+        })
+    };
+    let mut ports = Vec::new();
+    for (index, mapping) in mappings.iter().enumerate() {
+        // kubelet lists every container port; only those with a host port are mapped.
+        if mapping.host_port == 0 {
+            continue;
+        }
+        ports.push(PortMapping {
+            host_port: port(index, "host_port", mapping.host_port)?,
+            container_port: port(index, "container_port", mapping.container_port)?,
+            protocol: mapping.protocol().as_str_name().to_ascii_lowercase(),
+            host_ip: mapping.host_ip.clone(),
+        });
+    }
+    Ok(ports)
+}
+
+/// Annotations that kubelet passes on for the bandwidth plugin.
+fn bandwidth(pod: &cri::PodSandboxConfig) -> Result<Option<Bandwidth>, RequestError> {
+    let rate = |direction: &str| {
+        let key = format!("kubernetes.io/{direction}-bandwidth");
+        let Some(text) = pod.annotations.get(&key) else {
+            return Ok(0);
+        };
+        quantity::parse(text).ok_or_else(|| {
+            RequestError::invalid(
+                format!("config.annotations[{key}]"),
+                format!("{text:?} is no quantity"),
+            )
+        })
+    };
+    let (ingress_rate, egress_rate) = (rate("ingress")?, rate("egress")?);
+    if ingress_rate == 0 && egress_rate == 0 {
+        return Ok(None);
+    }
+    // The plugin wants a burst beside each rate; the largest it takes leaves the rate alone in charge.
+    let burst = |rate: u64| if rate == 0 { 0 } else { u64::from(u32::MAX) };
+    Ok(Some(Bandwidth {
+        ingress_rate,
+        ingress_burst: burst(ingress_rate),
+        egress_rate,
+        egress_burst: burst(egress_rate),
+    }))
+}
+
+#[cfg(test)]
+mod tests;

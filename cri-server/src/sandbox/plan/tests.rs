@@ -1,0 +1,137 @@
+//! Sizes, cgroups, ports and refusals of sandboxes.
+
+use super::*;
+
+fn request(linux: cri::LinuxPodSandboxConfig) -> cri::RunPodSandboxRequest {
+    cri::RunPodSandboxRequest {
+        config: Some(cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: "web".to_owned(),
+                ..cri::PodSandboxMetadata::default()
+            }),
+            linux: Some(linux),
+            ..cri::PodSandboxConfig::default()
+        }),
+        runtime_handler: String::new(),
+    }
+}
+
+fn planned(linux: cri::LinuxPodSandboxConfig, config: &Config) -> SandboxPlan {
+    plan("a1", &request(linux), config).unwrap()
+}
+
+fn refusal(request: &cri::RunPodSandboxRequest) -> String {
+    plan("a1", request, &Config::default()).unwrap_err().to_string()
+}
+
+fn limits(memory: i64, quota: i64) -> Option<cri::LinuxContainerResources> {
+    Some(cri::LinuxContainerResources {
+        memory_limit_in_bytes: memory,
+        cpu_quota: quota,
+        cpu_period: 100_000,
+        ..cri::LinuxContainerResources::default()
+    })
+}
+
+#[test]
+fn a_pod_without_limits_gets_the_defaults() {
+    let plan = planned(cri::LinuxPodSandboxConfig::default(), &Config::default());
+    assert_eq!((plan.memory_mib, plan.vcpus), (512, 1));
+    assert_eq!(plan.hostname, "web");
+}
+
+#[test]
+fn a_machine_is_as_large_as_the_pods_limit_and_overhead() {
+    let of = |memory, quota, overhead| {
+        let linux = cri::LinuxPodSandboxConfig {
+            resources: limits(memory, quota),
+            overhead: limits(overhead, 0),
+            ..cri::LinuxPodSandboxConfig::default()
+        };
+        let plan = planned(linux, &Config::default());
+        (plan.memory_mib, plan.vcpus)
+    };
+    assert_eq!(of(1 << 30, 250_000, 0), (1024 + 64, 3));
+    assert_eq!(of(1 << 30, 100_000, 100 << 20), (1024 + 100, 1));
+    assert_eq!(of(1 << 20, -1, 0), (128, 1));
+    assert_eq!(of(0, i64::MAX, 0), (512, 32));
+}
+
+#[test]
+fn cgroup_parents_of_both_drivers() {
+    let of = |parent: &str, driver| {
+        let config = Config {
+            cgroup_driver: driver,
+            ..Config::default()
+        };
+        let linux = cri::LinuxPodSandboxConfig {
+            cgroup_parent: parent.to_owned(),
+            ..cri::LinuxPodSandboxConfig::default()
+        };
+        plan("a1", &request(linux), &config).map(|plan| {
+            plan.cgroup
+                .unwrap()
+                .cgroup
+                .directory()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        })
+    };
+    assert_eq!(
+        of("/kubepods/pod1", CgroupDriver::Cgroupfs).unwrap(),
+        "/sys/fs/cgroup/kubepods/pod1/clearpod-a1"
+    );
+    assert_eq!(
+        of("", CgroupDriver::Systemd).unwrap(),
+        "/sys/fs/cgroup/clearpod/clearpod-a1"
+    );
+    assert_eq!(
+        of("kubepods-burstable-pod1.slice", CgroupDriver::Systemd).unwrap(),
+        "/sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/clearpod-a1"
+    );
+    for bad in ["kubepods", "-a.slice", "a--b.slice"] {
+        assert!(of(bad, CgroupDriver::Systemd).is_err(), "{bad}");
+    }
+    assert!(of("/../..", CgroupDriver::Cgroupfs).is_err());
+}
+
+#[test]
+fn only_ports_of_the_host_are_mapped() {
+    let mapping = |host_port, container_port| cri::PortMapping {
+        protocol: cri::Protocol::Udp.into(),
+        container_port,
+        host_port,
+        host_ip: String::new(),
+    };
+    let ports = port_mappings(&[mapping(0, 80), mapping(8080, 80)]).unwrap();
+    assert_eq!(ports.len(), 1);
+    assert_eq!((ports[0].host_port, ports[0].protocol.as_str()), (8080, "udp"));
+    let error = port_mappings(&[mapping(1, 1), mapping(70_000, 1)]).unwrap_err();
+    assert!(
+        error.to_string().contains("port_mappings[1].host_port"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_a_machine_cannot_be_is_refused_by_field() {
+    let mut nameless = request(cri::LinuxPodSandboxConfig::default());
+    nameless.config.as_mut().unwrap().metadata = None;
+    assert!(refusal(&nameless).contains("config.metadata.name"));
+    assert!(refusal(&cri::RunPodSandboxRequest::default()).contains("config"));
+    let mut other = request(cri::LinuxPodSandboxConfig::default());
+    other.runtime_handler = "runc".to_owned();
+    assert!(refusal(&other).contains("runtime_handler"));
+    let host = cri::LinuxPodSandboxConfig {
+        security_context: Some(cri::LinuxSandboxSecurityContext {
+            namespace_options: Some(cri::NamespaceOption {
+                network: cri::NamespaceMode::Node.into(),
+                ..cri::NamespaceOption::default()
+            }),
+            ..cri::LinuxSandboxSecurityContext::default()
+        }),
+        ..cri::LinuxPodSandboxConfig::default()
+    };
+    assert!(refusal(&request(host)).contains("namespace_options.network"));
+}

@@ -1,0 +1,77 @@
+//! What a sandbox shows: a snapshot that its owner task publishes after each input. Lists and statuses read it and never
+//! wait for the task.
+
+use std::{net::IpAddr, sync::Arc};
+
+use proto::cri::v1 as cri;
+
+use super::{SandboxState, timings::Timings};
+use crate::{
+    container::state::ContainerState,
+    guest::{Dialer, GuestClient},
+    image::RunConfig,
+    machine::ControlClient,
+};
+
+/// A sandbox at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct SandboxView {
+    pub(crate) id: String,
+    pub(crate) request: Arc<cri::RunPodSandboxRequest>,
+    pub(crate) created_at: i64,
+    pub(crate) state: SandboxState,
+    /// Primary first.
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) timings: Timings,
+    /// Of a Machine that has ended.
+    pub(crate) console: String,
+    pub(crate) machine: Option<MachineView>,
+    /// Oldest first.
+    pub(crate) containers: Vec<Arc<ContainerView>>,
+}
+
+/// How to reach a Machine that runs.
+#[derive(Debug, Clone)]
+pub(crate) struct MachineView {
+    pub(crate) pid: u32,
+    pub(crate) memory_mib: u64,
+    pub(crate) vcpus: u8,
+    pub(crate) control: ControlClient,
+    pub(crate) guest: GuestClient,
+    pub(crate) dialer: Dialer,
+}
+
+/// A container at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct ContainerView {
+    pub(crate) id: String,
+    pub(crate) sandbox_id: String,
+    pub(crate) request: Arc<cri::CreateContainerRequest>,
+    pub(crate) created_at: i64,
+    pub(crate) state: ContainerState,
+    pub(crate) image_id: String,
+    pub(crate) image_ref: String,
+    pub(crate) image: RunConfig,
+    pub(crate) user: Option<(u32, u32, Vec<u32>)>,
+    pub(crate) log_path: Option<std::path::PathBuf>,
+    pub(crate) stop_signal: u32,
+}
+
+impl SandboxView {
+    /// CRI's configuration; validated before the sandbox was made.
+    pub(crate) fn config(&self) -> cri::PodSandboxConfig {
+        self.request.config.clone().unwrap_or_default()
+    }
+
+    /// Whether clients see it: nobody has the id of one that starts.
+    pub(crate) fn is_listed(&self) -> bool {
+        !matches!(self.state, SandboxState::Starting { .. })
+    }
+}
+
+impl ContainerView {
+    /// CRI's configuration.
+    pub(crate) fn config(&self) -> cri::ContainerConfig {
+        self.request.config.clone().unwrap_or_default()
+    }
+}

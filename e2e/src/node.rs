@@ -1,0 +1,274 @@
+//! One node under test: the daemon, a registry with a busybox image, a pod network; everything below two directories of its
+//! own, and gone when it is dropped.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::{
+    cri::{Cri, PodSpec},
+    crictl, require, traces, wait,
+};
+
+/// Name of the image in the node's registry.
+const IMAGE: &str = "e2e/busybox:latest";
+const BRIDGE: &str = "cpe2e0";
+
+/// A daemon and what it needs.
+#[derive(Debug)]
+pub struct Node {
+    bundle: PathBuf,
+    run: TempDir,
+    state: TempDir,
+    registry: Child,
+    registry_port: u16,
+    daemon: Option<Child>,
+    cri: Option<Cri>,
+}
+
+impl Node {
+    /// Starts registry and daemon, pushes the image, pulls it.
+    ///
+    /// # Errors
+    /// With what did not start, and the end of its log.
+    pub async fn start() -> Result<Self> {
+        let bundle = require::bundle().context("CLEARPOD_BUNDLE is not set")?;
+        // Short, because unix sockets lie below it.
+        let run = tempfile::Builder::new().prefix("cpe2e").tempdir_in("/run")?;
+        fs_err::create_dir_all("/var/lib")?;
+        let state = tempfile::Builder::new().prefix("cpe2e").tempdir_in("/var/lib")?;
+        let registry_port = free_port()?;
+        let registry = Command::new(bundle.join("deploy/registry/serve"))
+            .arg(registry_port.to_string())
+            .arg(state.path().join("registry"))
+            .env("PATH", search_path(&bundle))
+            .stdin(Stdio::null())
+            .stdout(log(&run, "registry.log")?)
+            .stderr(log(&run, "registry.log")?)
+            .kill_on_drop(true)
+            .spawn()
+            .context("start the registry")?;
+        let mut node = Self {
+            bundle,
+            run,
+            state,
+            registry,
+            registry_port,
+            daemon: None,
+            cri: None,
+        };
+        node.write_config("")?;
+        node.push_image().await?;
+        node.start_daemon().await?;
+        node.cri().pull(&node.image()).await?;
+        Ok(node)
+    }
+
+    /// The image's name for CRI.
+    #[must_use]
+    pub fn image(&self) -> String {
+        format!("127.0.0.1:{}/{IMAGE}", self.registry_port)
+    }
+
+    /// A client of the daemon.
+    ///
+    /// # Panics
+    /// While no daemon runs.
+    #[must_use]
+    pub fn cri(&self) -> Cri {
+        self.cri.clone().expect("the daemon runs")
+    }
+
+    /// A pod of that name that logs below the node's directory.
+    #[must_use]
+    pub fn pod(&self, name: &str) -> PodSpec {
+        PodSpec::new(name, &self.run.path().join("logs"))
+    }
+
+    /// What the container wrote, one `(stream, text)` a line of its CRI log.
+    #[must_use]
+    pub fn log(&self, pod: &str, container: &str) -> Vec<(String, String)> {
+        let path = self
+            .run
+            .path()
+            .join("logs")
+            .join(pod)
+            .join(format!("{container}.log"));
+        let text = fs_err::read_to_string(path).unwrap_or_default();
+        let line = |line: &str| {
+            let mut parts = line.splitn(4, ' ').skip(1);
+            let stream = parts.next()?.to_owned();
+            Some((stream, parts.nth(1)?.to_owned()))
+        };
+        text.lines().filter_map(line).collect()
+    }
+
+    /// Runs the real crictl.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub async fn crictl(&self, args: &[&str]) -> Result<String> {
+        crictl::run(&self.bundle.join("bin/crictl"), &self.socket(), args).await
+    }
+
+    /// The node's own directory, for files of a test.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.run.path()
+    }
+
+    /// What pods have left on the node until now.
+    #[must_use]
+    pub fn traces(&self) -> Vec<String> {
+        traces::list(self.run.path(), self.state.path())
+    }
+
+    /// Pid of the daemon.
+    #[must_use]
+    pub fn daemon_pid(&self) -> Option<u32> {
+        self.daemon.as_ref().and_then(Child::id)
+    }
+
+    /// Ends the daemon with SIGKILL.
+    ///
+    /// # Errors
+    /// Of the system calls.
+    pub async fn kill_daemon(&mut self) -> Result<()> {
+        self.cri = None;
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().await.context("kill the daemon")?;
+        }
+        Ok(())
+    }
+
+    /// Starts a daemon on the same directories and waits until it answers.
+    ///
+    /// # Errors
+    /// With the end of its log.
+    pub async fn start_daemon(&mut self) -> Result<()> {
+        let daemon = Command::new(self.bundle.join("bin/clearpod"))
+            .arg("--config")
+            .arg(self.run.path().join("config.toml"))
+            .arg("serve")
+            .env("PATH", search_path(&self.bundle))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log(&self.run, "daemon.log")?)
+            .kill_on_drop(true)
+            .spawn()
+            .context("start clearpod")?;
+        self.daemon = Some(daemon);
+        let cri = wait::until(wait::SERVER, "the daemon's answer", async || {
+            let cri = Cri::connect(self.socket()).await.ok()?;
+            cri.runtime
+                .clone()
+                .version(proto::cri::v1::VersionRequest::default())
+                .await
+                .ok()?;
+            Some(cri)
+        })
+        .await
+        .with_context(|| self.daemon_log())?;
+        self.cri = Some(cri);
+        Ok(())
+    }
+
+    /// The end of the daemon's log.
+    #[must_use]
+    pub fn daemon_log(&self) -> String {
+        let text = fs_err::read_to_string(self.run.path().join("daemon.log")).unwrap_or_default();
+        let lines: Vec<_> = text.lines().rev().take(40).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Writes the daemon's configuration; `extra` is appended.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn write_config(&self, extra: &str) -> Result<()> {
+        let (run, state, bundle) = (
+            self.run.path().display(),
+            self.state.path().display(),
+            self.bundle.display(),
+        );
+        let net = self.run.path().join("net.d");
+        fs_err::create_dir_all(&net)?;
+        let list = fs_err::read_to_string(self.bundle.join("deploy/cni/10-clearpod.conflist"))?
+            .replace("\"cni0\"", &format!("\"{BRIDGE}\""))
+            .replace("/run/cni/networks", &format!("{run}/ipam"))
+            .replace("10.88.", "10.214.")
+            .replace("fd00:10:88:", "fd00:10:214:");
+        fs_err::write(net.join("10-e2e.conflist"), list)?;
+        let config = format!(
+            "state = \"{state}\"\nrun = \"{run}\"\n[machine]\nvmm = \"{bundle}/bin/clearpod-vmm\"\n\
+             kernel = \"{bundle}/share/vmlinux\"\ninitramfs = \"{bundle}/share/initramfs.cpio\"\n\
+             [network]\nconf_dir = \"{run}/net.d\"\ncache_dir = \"{run}/cni\"\nplugin_seconds = 20\n{extra}"
+        );
+        Ok(fs_err::write(self.run.path().join("config.toml"), config)?)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.run.path().join("clearpod.sock")
+    }
+
+    async fn push_image(&self) -> Result<()> {
+        let registry = format!("http://127.0.0.1:{}", self.registry_port);
+        let last = wait::until(wait::SERVER, "the registry's answer", async || {
+            let output = Command::new(self.bundle.join("deploy/registry/push-busybox"))
+                .args([&registry, IMAGE])
+                .env("BUSYBOX", self.bundle.join("bin/busybox"))
+                .stdin(Stdio::null())
+                .output()
+                .await
+                .ok()?;
+            output.status.success().then_some(())
+        });
+        last.await
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Pods of a test that failed must not outlive it.
+        for trace in self.traces() {
+            let pid = trace.strip_prefix("process ").and_then(|pid| pid.parse().ok());
+            if let Some(pid) = pid {
+                // It may have ended by itself since.
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                    .ok();
+            }
+        }
+        drop(self.registry.start_kill());
+        drop(
+            std::process::Command::new("ip")
+                .args(["link", "delete", BRIDGE])
+                .output(),
+        );
+    }
+}
+
+fn search_path(bundle: &Path) -> String {
+    format!(
+        "{}/bin:{}",
+        bundle.display(),
+        std::env::var("PATH").unwrap_or_default()
+    )
+}
+
+fn log(dir: &TempDir, name: &str) -> Result<File> {
+    let file = fs_err::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(dir.path().join(name))?;
+    Ok(file.into_parts().0)
+}
+
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}

@@ -1,0 +1,40 @@
+//! KVM's part of a transport, for tests and fuzz targets: remembers messages and wired doorbells.
+
+use std::io;
+use std::sync::Mutex;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::doorbells::DoorbellWiring;
+use crate::pci::interrupt::MessageSink;
+use crate::pci::msix::Message;
+
+/// What was sent and what is wired.
+#[derive(Debug, Default)]
+pub(crate) struct FakeKvm {
+    pub(crate) sent: Mutex<Vec<Message>>,
+    pub(crate) wired: Mutex<Vec<u64>>,
+}
+
+impl MessageSink for FakeKvm {
+    fn send(&self, message: Message) {
+        self.sent.lock().expect("no test panics with it").push(message);
+    }
+}
+
+impl DoorbellWiring for FakeKvm {
+    fn connect(&self, _: &EventFd, address: u64) -> io::Result<()> {
+        self.wired.lock().expect("no test panics with it").push(address);
+        Ok(())
+    }
+
+    fn disconnect(&self, _: &EventFd, address: u64) -> io::Result<()> {
+        let mut wired = self.wired.lock().expect("no test panics with it");
+        let position = wired
+            .iter()
+            .position(|at| *at == address)
+            .ok_or(io::ErrorKind::NotFound)?;
+        wired.remove(position);
+        Ok(())
+    }
+}
