@@ -193,4 +193,3 @@ fn wait_until_open(device: &Path) -> io::Result<()> {
 fn not_yet(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENXIO)
 }
-

@@ -1,6 +1,8 @@
 //! The daemon is killed between any two steps of RunPodSandbox and of CreateContainer: after the next start nothing is left
 //! of the first, and the second can be done again. One test at a time, since fail points belong to the process.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 #[path = "../cri/support.rs"]
 #[expect(
     dead_code,
@@ -36,7 +38,7 @@ async fn a_daemon_killed_between_any_two_steps_leaves_nothing() {
         let config = node.container_config("c", &["sleep", "infinity"]);
         let (id, again) = (pod.clone(), config.clone());
         held_at(&node, point, async move |node| {
-            drop(node.create(&id, config).await)
+            drop(node.create(&id, config).await);
         })
         .await;
         node.kill_daemon().await;

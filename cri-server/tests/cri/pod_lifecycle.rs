@@ -112,7 +112,7 @@ async fn lists_show_what_filters_let_through() {
         state: Some(ready),
         ..cri::PodSandboxFilter::default()
     };
-    assert_eq!(list(by_state).await, [one.clone()]);
+    assert_eq!(list(by_state).await, *std::slice::from_ref(&one));
     let by_label = cri::PodSandboxFilter {
         label_selector: [("app".to_owned(), "two".to_owned())].into(),
         ..cri::PodSandboxFilter::default()
