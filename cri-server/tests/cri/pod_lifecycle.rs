@@ -3,7 +3,7 @@
 use proto::cri::v1 as cri;
 use tonic::Code;
 
-use crate::support::{TestNode, image_spec, refused};
+use crate::support::{TestNode, eventually, image_spec, refused};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_runs_a_container_and_leaves_nothing() {
@@ -177,7 +177,7 @@ async fn a_grace_period_holds_nothing_else_up() {
 async fn a_log_is_reopened_after_rotation() {
     let node = TestNode::start().await;
     let pod = node.run_pod("web").await.unwrap();
-    let command = "echo first; trap 'echo second; exit 0' TERM; sleep infinity";
+    let command = "echo first; sleep 1; echo second; sleep infinity";
     let container = node.run_container(&pod, "c", &["sh", "-c", command]).await;
     assert_eq!(node.log("web", "c", 1).await, ["stdout F first"]);
     let (path, rotated) = (node.path("logs/web/c.log"), node.path("logs/web/c.log.1"));
@@ -190,8 +190,8 @@ async fn a_log_is_reopened_after_rotation() {
         .reopen_container_log(request.clone())
         .await
         .unwrap();
-    assert!(path.exists());
-    node.stop_container(&container, 30).await.unwrap();
+    assert_eq!(node.log("web", "c", 1).await, ["stdout F second"]);
+    node.stop_container(&container, 0).await.unwrap();
     let reopened = node.runtime.clone().reopen_container_log(request).await;
     refused(reopened, Code::FailedPrecondition, "not running");
     assert_eq!(std::fs::read_to_string(rotated).unwrap().lines().count(), 1);
@@ -316,4 +316,19 @@ async fn the_node_says_what_it_is_and_what_it_lacks() {
     refused(node.run_pod("web").await, Code::Internal, "no plugins");
     let attach = runtime.attach(cri::AttachRequest::default()).await;
     refused(attach, Code::Unimplemented, "clearpod: Attach is not implemented");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_layers_of_a_removed_image_stay_as_long_as_a_machine_has_them() {
+    let mut node = TestNode::start().await;
+    let pod = node.run_pod("web").await.unwrap();
+    node.run_container(&pod, "c", &["sleep", "infinity"]).await;
+    let image = Some(image_spec(&node.image));
+    let request = cri::RemoveImageRequest { image };
+    node.images.remove_image(request).await.unwrap();
+    let directory = node.path("state/images/layers");
+    let layers = || std::fs::read_dir(&directory).unwrap().count();
+    assert_eq!(layers(), 1);
+    node.remove_pod(&pod).await.unwrap();
+    eventually("the layer is gone", async || layers() == 0).await;
 }

@@ -7,7 +7,7 @@ use cri_server::{
 use proto::cri::v1 as cri;
 use tonic::Code;
 
-use crate::support::{TestNode, refused};
+use crate::support::{TestNode, eventually, refused};
 
 async fn nothing_of_it_is_left(node: &TestNode) {
     assert!(node.pods().await.is_empty());
@@ -96,8 +96,7 @@ async fn what_cannot_be_given_back_is_kept_for_remove() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_goes_away_leaves_no_pod() {
     let node = TestNode::start().await;
-    node.host
-        .inject(FaultPoint::Call("ConfigureSandbox"), Fault::Stall, 1);
+    node.host.inject(FaultPoint::Boot, Fault::Stall, 1);
     let client = tokio::time::timeout(std::time::Duration::from_millis(500), node.run_pod("web"));
     assert!(client.await.is_err());
     assert!(
@@ -105,6 +104,8 @@ async fn a_client_that_goes_away_leaves_no_pod() {
         "nobody has the id of a sandbox that starts"
     );
     refused(node.run_pod("web").await, Code::AlreadyExists, "web");
+    eventually("the start is undone", async || node.host.running().is_empty()).await;
+    eventually("the name is free", async || node.run_pod("web").await.is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,9 +47,18 @@ pub(crate) struct TestNode {
 
 /// One life of the daemon, in a runtime of its own so that it can be killed with all its tasks.
 struct Daemon {
-    runtime: Runtime,
-    stop: oneshot::Sender<()>,
+    runtime: Option<Runtime>,
+    stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<()>,
+}
+
+/// A daemon that was not stopped is killed: every task is dropped where it is.
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Fake Machines run in the test's runtime: they outlive the daemon, as real ones do.
@@ -97,6 +106,7 @@ impl TestNode {
             images: ImageServiceClient::new(channel),
             daemon: Some(daemon),
         };
+        node.recovered().await;
         let image = node.image.clone();
         node.pull(&image).await.unwrap();
         node
@@ -104,7 +114,7 @@ impl TestNode {
 
     /// Ends the daemon as `kill -9` does, and starts the next one.
     pub(crate) async fn kill_daemon(&mut self) {
-        self.daemon.take().unwrap().runtime.shutdown_background();
+        drop(self.daemon.take());
         self.start_daemon().await;
     }
 
@@ -115,13 +125,12 @@ impl TestNode {
     }
 
     pub(crate) async fn stop_daemon(&mut self) {
-        let daemon = self.daemon.take().unwrap();
-        daemon.stop.send(()).unwrap();
-        tokio::time::timeout(PATIENCE, daemon.served)
+        let mut daemon = self.daemon.take().unwrap();
+        daemon.stop.take().unwrap().send(()).unwrap();
+        tokio::time::timeout(PATIENCE, &mut daemon.served)
             .await
             .unwrap()
             .unwrap();
-        daemon.runtime.shutdown_background();
     }
 
     pub(crate) async fn start_daemon(&mut self) {
@@ -129,7 +138,11 @@ impl TestNode {
         let channel = connect(&socket(&self.directory)).await;
         self.runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(16 << 20);
         self.images = ImageServiceClient::new(channel);
-        // Everything but Version and Status is refused until recovery is done.
+        self.recovered().await;
+    }
+
+    /// Everything but Version and Status is refused until recovery is done.
+    async fn recovered(&self) {
         let mut runtime = self.runtime.clone();
         eventually("the daemon recovers", async || {
             runtime
@@ -363,8 +376,8 @@ impl Daemon {
             app.serve(stop).await.unwrap();
         });
         Self {
-            runtime,
-            stop,
+            runtime: Some(runtime),
+            stop: Some(stop),
             served,
         }
     }
