@@ -447,7 +447,10 @@ fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), RequestError>
     if config.windows.is_some() {
         return Err(RequestError::unsupported("windows", "Windows containers"));
     }
-    #[expect(deprecated, reason = "clients of before CRI 0.26 name their profile only here")]
+    #[expect(
+        deprecated,
+        reason = "clients of before CRI 0.26 name their profile only here"
+    )]
     let apparmor_name = security.apparmor_profile.as_str();
     refuse_labels(
         "linux.security_context",
