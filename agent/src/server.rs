@@ -5,11 +5,10 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use proto::agent::v1::agent_server::AgentServer;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -23,8 +22,6 @@ use crate::stdio::connection;
 
 /// Files of volumes travel in requests.
 const MAX_REQUEST: usize = 16 * 1024 * 1024;
-/// A daemon that does not answer pings any more is gone.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// The agent of one pod. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -69,16 +66,13 @@ impl AgentHandle {
         self.pod.reaper.run().await
     }
 
-    /// Serves one gRPC connection.
+    /// Serves one gRPC connection. No pings: a daemon that ends resets its connections, and an idle guest stays idle.
     pub fn serve_rpc(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let tasks = Tasks(self.pod.tasks.clone());
-        let connection = http2::Builder::new(tasks)
-            .timer(TokioTimer::new())
-            .keep_alive_interval(KEEP_ALIVE)
-            .serve_connection(
-                TokioIo::new(stream),
-                TowerToHyperService::new(self.service.clone()),
-            );
+        let connection = http2::Builder::new(tasks).serve_connection(
+            TokioIo::new(stream),
+            TowerToHyperService::new(self.service.clone()),
+        );
         self.pod.tasks.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "rpc connection ended");

@@ -48,6 +48,7 @@ pub(crate) async fn power_off(pod: &Arc<Pod>) {
     if tokio::time::timeout(CONTAINERS_WITHIN, containers).await.is_err() {
         tracing::warn!("containers did not end in time");
     }
+    pod.disks.unmount_all().await;
     end_machine().await;
 }
 

@@ -7,6 +7,8 @@
 pub mod app;
 pub mod cli;
 pub mod config;
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
 pub mod guest;
 pub mod image;
 pub mod machine;
@@ -15,6 +17,7 @@ pub mod stdio;
 
 mod clock;
 mod container;
+#[cfg(not(feature = "failpoints"))]
 mod failpoint;
 mod grpc;
 mod metrics;

@@ -1,7 +1,7 @@
 //! `clearpod`: the daemon and its command line. Arguments, logs, configuration; everything else is in the library.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
@@ -40,7 +40,8 @@ fn start_logging(json: bool) {
     let filter = EnvFilter::try_from_env("CLEARPOD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr);
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
     if json {
         builder.json().init();
     } else {

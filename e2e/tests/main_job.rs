@@ -23,6 +23,9 @@ async fn pods_in_machines() -> Result<()> {
         .await
         .context("network")?;
     processes_end_as_they_are_told(&node).await.context("processes")?;
+    what_cannot_run_is_told(&node)
+        .await
+        .context("missing programs, memory")?;
     what_does_not_exist_is_said_so(&node).await.context("errors")?;
     let after = node.traces();
     ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
@@ -243,6 +246,14 @@ async fn processes_end_as_they_are_told(node: &Node) -> Result<()> {
     let status = cri.container(&stubborn).await?;
     ensure!(status.exit_code == 137, "{status:?}");
 
+    cri.remove_pod(&sandbox).await?;
+    Ok(())
+}
+
+async fn what_cannot_run_is_told(node: &Node) -> Result<()> {
+    let cri = node.cri();
+    let pod = node.pod("cannot");
+    let sandbox = cri.run_pod(&pod).await?;
     let missing = cri.create(&sandbox, &pod, {
         let mut config = PodSpec::shell("missing", &node.image(), "");
         config.command = vec!["/no/such/program".into()];

@@ -77,7 +77,7 @@ pub(crate) enum ConfigError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DeviceError {
     #[error(
-        "id {0:?} is empty, longer than 64 bytes, or has other characters than letters, digits, '-', '_' and '.'"
+        "id {0:?} is empty, longer than 128 bytes, or has other characters than letters, digits, '-', '_' and '.'"
     )]
     Id(String),
     #[error("id {0:?} is in use")]
@@ -96,6 +96,8 @@ pub(crate) enum DeviceError {
 
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 32..=(1 << 20);
 const CONSOLE_BYTES: std::ops::RangeInclusive<u32> = 4096..=(16 << 20);
+/// Room for a digest with a word before it.
+const ID_BYTES: usize = 128;
 /// The MP table's APIC ids have eight bits, and one is the IOAPIC's.
 const VCPUS_MAX: u8 = 254;
 /// A configuration is a few kilobytes; one per image layer is the most that it grows.
@@ -230,7 +232,7 @@ pub(crate) fn prepare_device(
 
 fn check_id(id: &str) -> Result<(), DeviceError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if id.is_empty() || id.len() > 64 || !id.bytes().all(plain) {
+    if id.is_empty() || id.len() > ID_BYTES || !id.bytes().all(plain) {
         return Err(DeviceError::Id(id.to_owned()));
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Entry points of the fuzz targets in `vmm/fuzz`: a guest that does what the input says. No KVM.
 
+mod devices;
+
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,6 +20,8 @@ use crate::pci::bus::{PciBus, Slot};
 use crate::pci::host_bridge::HostBridge;
 use crate::pci::transport::testing::FakeKvm;
 use crate::pci::transport::{Services, SharedDevice, VirtioFunction};
+
+pub use self::devices::{block_request, net_tx, vsock_packet};
 
 const MEMORY: usize = 1 << 16;
 /// Operation, address, length of the data that follows.

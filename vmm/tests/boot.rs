@@ -3,12 +3,14 @@
 mod devices;
 mod guest;
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use proto::machine::{ExitReason, Request, Response, Vcpus};
+use proto::machine::{Device, ExitReason, FileSource, Request, Response, Vcpus};
 
 use guest::{Artifacts, Guest};
 
@@ -108,6 +110,77 @@ fn the_daemon_learns_where_the_machine_is() {
         "{stats:?}"
     );
     println!("exits until user space: {:?}", stats.exits);
+}
+
+#[test]
+fn a_device_comes_and_goes_while_the_guest_runs() {
+    let Some(artifacts) = Artifacts::find() else {
+        return;
+    };
+    // The guest may look for a device only when the host says so: a rescan between the driver's removal and the VMM's
+    // finds the old function again. The host speaks through a disk, which is read anew each time it is opened.
+    let script = "echo READY; turn=0; for node in vdb pmem0 vdb; do \
+        until [ \"$(head -c 1 /dev/vda)\" = $turn ]; do sleep 0.1; done; \
+        until [ -e /dev/$node ]; do echo 1 > /sys/bus/pci/rescan; sleep 0.1; done; \
+        echo $turn HOLDS $(head -c 7 /dev/$node); \
+        function=$(readlink -f /sys/block/$node/device); \
+        until [ -e $function/vendor ] && [ -e $function/config ]; do function=${function%/*}; done; \
+        echo 1 > $function/remove; echo $turn REMOVED; turn=$((turn + 1)); done; \
+        while true; do sleep 1000; done";
+    let turn_disk = tempfile::NamedTempFile::new().unwrap();
+    turn_disk.as_file().set_len(4096).unwrap();
+    let mut guest = Guest::boot_with(&artifacts, script, |config| {
+        config.devices.push(Device::Block {
+            id: "turn".to_owned(),
+            file: FileSource::Path(turn_disk.path().to_owned()),
+            read_only: true,
+        });
+    });
+    guest.wait_for("READY");
+    let mut addresses = Vec::new();
+    let turns = [
+        ("vdb", "content-of-the-first"),
+        ("pmem0", "mapped!"),
+        ("vdb", "CONTENT-again"),
+    ];
+    for (turn, (node, content)) in turns.into_iter().enumerate() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        file.set_len(1 << 20).unwrap();
+        let (id, fd) = (format!("{node}-{}", "0".repeat(64)), FileSource::Fd(0));
+        let device = match node {
+            "vdb" => Device::Block {
+                id: id.clone(),
+                file: fd,
+                read_only: true,
+            },
+            _ => Device::Pmem {
+                id: id.clone(),
+                file: fd,
+            },
+        };
+        let add = Request::AddDevice { device };
+        let Response::Added { pci_address } = guest.ask_with(&add, &[file.as_fd()]) else {
+            panic!("the device is not added");
+        };
+        assert!(
+            matches!(guest.ask_with(&add, &[file.as_fd()]), Response::Error { .. }),
+            "the id is in use"
+        );
+        addresses.push(pci_address);
+        fs::write(turn_disk.path(), format!("{turn:<4096}")).unwrap();
+        guest.wait_for(&format!("{turn} HOLDS {}", &content[..7]));
+        guest.wait_for(&format!("{turn} REMOVED"));
+        assert_eq!(guest.ask(&Request::RemoveDevice { id }), Response::Done {});
+    }
+    assert!(
+        addresses.iter().all(|address| *address == addresses[0]),
+        "the place is free again: {addresses:?}"
+    );
+    let Response::Description(description) = guest.ask(&Request::Describe {}) else {
+        panic!("no description");
+    };
+    assert_eq!(description.devices.len(), 1, "{description:?}");
 }
 
 #[test]

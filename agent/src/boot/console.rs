@@ -3,7 +3,6 @@
 //! A subscriber of a few lines instead of tracing-subscriber, which would be a good part of the binary.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
 
@@ -81,18 +80,19 @@ impl Visit for Line {
         if self.0.len() > MAX_LINE {
             return;
         }
-        // Writing to a String cannot fail. Newlines would begin a new line on the console, in nobody's name.
+        // Newlines would begin a new line on the console, in nobody's name.
         let text = if field.name() == "message" {
             format!(" {value:?}")
         } else {
             format!(" {}={value:?}", field.name())
         };
-        write!(self.0, "{}", text.replace(|c: char| c.is_control(), " ")).ok();
+        self.0.push_str(&text.replace(|c: char| c.is_control(), " "));
     }
 }
 
-/// An error with its causes.
-pub(super) fn chain(error: &dyn Error) -> String {
+/// Says why the agent cannot go on, with all causes: in the log if there is one yet, else on standard error, which is the
+/// console.
+pub(super) fn report(error: &dyn Error) {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -100,5 +100,9 @@ pub(super) fn chain(error: &dyn Error) -> String {
         text.push_str(&error.to_string());
         cause = error.source();
     }
-    text
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!(error = %text, "boot failed");
+    } else {
+        writeln!(std::io::stderr(), "clearpod-agent: boot failed: {text}").ok();
+    }
 }

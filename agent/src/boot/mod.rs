@@ -5,7 +5,9 @@ mod listen;
 mod mounts;
 mod root;
 
+use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use prost::Message as _;
 use proto::agent::v1::{ErrorCode, Ready};
@@ -31,7 +33,7 @@ pub fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             // Without a runtime not even a restart can be waited for; the kernel panics, and the Machine ends by that.
-            tracing::error!(%error, "no runtime");
+            console::report(&error);
             return ExitCode::FAILURE;
         }
     };
@@ -47,7 +49,7 @@ async fn live(main_entered_ns: u64) {
             agent.power_off().await;
         }
         Err(failure) => {
-            tracing::error!(error = %console::chain(&failure), "boot failed");
+            console::report(&failure);
             shutdown::end_machine().await;
         }
     }
@@ -68,7 +70,7 @@ async fn boot(main_entered_ns: u64) -> Result<AgentHandle, Failure> {
     let serving = agent.clone();
     listen::serve(&agent, STDIO_PORT, move |stream| serving.serve_stdio(stream))?;
     root::make_read_only()?;
-    tell_ready(main_entered_ns)?;
+    agent.spawn(tell_ready(main_entered_ns));
     Ok(agent)
 }
 
@@ -77,6 +79,9 @@ async fn boot(main_entered_ns: u64) -> Result<AgentHandle, Failure> {
 /// # Errors
 /// The step that failed.
 pub fn prepare() -> Result<AgentHandle, Failure> {
+    // ps shows the kernel's name for it otherwise: that of the file in the initramfs.
+    rustix::thread::set_name(c"clearpod-agent")
+        .context(ErrorCode::System, || "set the process's name".to_owned())?;
     root::leave_initial_rootfs()?;
     mounts::mount_all()?;
     console::open()?;
@@ -85,19 +90,27 @@ pub fn prepare() -> Result<AgentHandle, Failure> {
     AgentHandle::new(settings)
 }
 
+/// How often, and how long after one another, the host is told: a daemon that is being replaced listens again soon. It
+/// finds the guest by itself if it comes later.
+const TELL_TIMES: u32 = 60;
+const TELL_PAUSE: Duration = Duration::from_millis(500);
+
 /// One message to the host, which waits for it.
-fn tell_ready(main_entered_ns: u64) -> Result<(), Failure> {
+async fn tell_ready(main_entered_ns: u64) {
     let ready = Ready {
         protocol_version: PROTOCOL_VERSION,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         main_entered_ns,
         ready_ns: clock::boottime_ns(),
     };
-    let tell = || -> std::io::Result<()> {
-        let mut host = sys::vsock::connect_to_host(READY_PORT)?;
-        std::io::Write::write_all(&mut host, &ready.encode_length_delimited_to_vec())
-    };
-    tell().context(ErrorCode::System, || {
-        format!("tell the host on port {READY_PORT} that the guest is ready")
-    })
+    let message = ready.encode_length_delimited_to_vec();
+    for _ in 0..TELL_TIMES {
+        // Blocks for as long as the VMM takes to answer, which it does at once.
+        let told = sys::vsock::connect_to_host(READY_PORT).and_then(|mut host| host.write_all(&message));
+        match told {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(port = READY_PORT, %error, "the host does not listen yet"),
+        }
+        tokio::time::sleep(TELL_PAUSE).await;
+    }
 }

@@ -103,6 +103,17 @@ impl Cgroup {
         })
     }
 
+    /// The cgroup, this one or below it, of process `pid`, which is in the agent's PID namespace.
+    ///
+    /// # Errors
+    /// `Cgroup`.
+    pub(crate) fn open_of(&self, pid: u32) -> Result<OwnedFd, Failure> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .context(ErrorCode::Cgroup, || format!("find the cgroup of process {pid}"))?;
+        let below = path_below(&text, &self.path).unwrap_or_default();
+        Self::at(self.path.join(below)).open()
+    }
+
     /// Writes the limits that `resources` asks for.
     ///
     /// # Errors
@@ -179,6 +190,20 @@ impl Cgroup {
     }
 }
 
+/// What follows `cgroup` in the v2 line of proc_pid_cgroup(5); both end in the pod's and the container's names, whatever
+/// the hierarchy is mounted at.
+fn path_below<'a>(proc_pid_cgroup: &'a str, cgroup: &Path) -> Option<&'a str> {
+    let path = proc_pid_cgroup
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))?;
+    let own = format!("/{POD}/{}", cgroup.file_name()?.to_str()?);
+    let (_, below) = path.split_once(&own)?;
+    match below.strip_prefix('/') {
+        Some(below) if below.split('/').all(|name| !matches!(name, "" | "." | "..")) => Some(below),
+        _ => None,
+    }
+}
+
 /// cgroups cannot be removed with children, and their files cannot be removed at all.
 fn remove_tree(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
@@ -208,4 +233,28 @@ fn write(file: &Path, value: &str) -> io::Result<()> {
         .write(true)
         .open(file)?
         .write_all(value.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_in_a_cgroup_below_is_found() {
+        let cgroup = Path::new("/sys/fs/cgroup/pod/c1");
+        assert_eq!(
+            path_below("1:name=x:/y\n0::/pod/c1/init.scope\n", cgroup),
+            Some("init.scope")
+        );
+        assert_eq!(path_below("0::/test/pod/c1/a/b\n", cgroup), Some("a/b"));
+        for elsewhere in [
+            "0::/pod/c1\n",
+            "0::/pod/c12/x\n",
+            "0::/pod/c1/../c2\n",
+            "0::/\n",
+            "",
+        ] {
+            assert_eq!(path_below(elsewhere, cgroup), None, "{elsewhere:?}");
+        }
+    }
 }

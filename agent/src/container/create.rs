@@ -274,7 +274,7 @@ impl Built {
             upper: self.order.rootfs.upper,
             state: Mutex::new(State::Created(gate)),
             execs: Mutex::default(),
-            holdings: AsyncMutex::new(Some(holdings)),
+            holdings: AsyncMutex::new(holdings),
         });
         pod.containers.created(container.clone());
         let (stdio, outputs) = (self.stdio, self.outputs);

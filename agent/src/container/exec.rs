@@ -3,6 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::agent::v1::{ErrorCode, ExecRequest, Exit};
 
@@ -67,7 +68,18 @@ impl Container {
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![self.init.pidfd()];
         descriptors.extend(pipes.iter().flat_map(|(_, theirs)| theirs.borrow()));
         let order = Order::Exec(Box::new(order));
-        let ready = stage::launch(&pod.reaper, &place, &order, &descriptors).await?;
+        let ready = match stage::launch(&pod.reaper, &place, &order, &descriptors).await {
+            // The container has divided its cgroup (systemd does), and the kernel wants processes in the leaves only.
+            Err(failure) if failure.errno() == libc::EBUSY => {
+                let cgroup = self.cgroup.open_of(self.init.pid())?;
+                let place = Place {
+                    cgroup: Some(cgroup.as_fd()),
+                    ..place
+                };
+                stage::launch(&pod.reaper, &place, &order, &descriptors).await?
+            }
+            launched => launched?,
+        };
         let (stdio, outputs) = create::stdio(pipes.map(|(ours, _)| ours), ready.terminal, wanted.stdin)?;
         ready.gate.executed().await?;
         let stdio = Arc::new(stdio);
@@ -95,26 +107,37 @@ impl Container {
             return Err(Failure::invalid("exec_id: empty"));
         }
         let process = self.process(exec_id)?;
-        end(&process).await;
+        end(&process).await?;
         lock(&self.execs).remove(exec_id);
         Ok(())
     }
 
-    /// Takes all of them, for the container's removal.
-    pub(super) fn take_execs(&self) -> Vec<Arc<Process>> {
-        lock(&self.execs)
-            .drain()
-            .filter_map(|(_, process)| process)
-            .collect()
+    /// All of them, for the container's removal.
+    pub(super) fn execs(&self) -> Vec<Arc<Process>> {
+        lock(&self.execs).values().flatten().cloned().collect()
     }
 }
 
+/// A killed process that has not ended by then waits for a device that does not answer.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
+
 /// Kills a process, waits for its end and lets go of its output.
-pub(super) async fn end(process: &Process) {
+///
+/// # Errors
+/// `System` when it does not end.
+pub(super) async fn end(process: &Process) -> Result<(), Failure> {
     if !process.has_ended() {
         // It may have ended meanwhile.
         process.signal(libc::SIGKILL.unsigned_abs()).ok();
     }
-    process.wait().await.ok();
+    let ended = tokio::time::timeout(ENDS_WITHIN, process.wait()).await;
+    let ended = ended.unwrap_or_else(|_| {
+        let text = format!(
+            "process {} was killed and does not end within {ENDS_WITHIN:?}",
+            process.pid()
+        );
+        Err(Failure::new(ErrorCode::System, text))
+    });
     process.stdio.close();
+    ended.map(drop)
 }

@@ -53,8 +53,8 @@ pub(crate) struct Container {
     state: Mutex<State>,
     /// By exec id; `None` while it is being started.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
-    /// Taken by its removal.
-    holdings: AsyncMutex<Option<Holdings>>,
+    /// Given back by its removal.
+    holdings: AsyncMutex<Holdings>,
 }
 
 impl Container {

@@ -1,11 +1,11 @@
 //! The story of a container's end: nothing of it is left, whatever state it was in.
 
 use std::io;
-use std::sync::Arc;
 
 use proto::agent::v1::ErrorCode;
 
 use crate::cgroup::Cgroup;
+use crate::container::Container;
 use crate::container::create::Holdings;
 use crate::container::exec;
 use crate::error::{Context as _, Failure};
@@ -14,26 +14,29 @@ use crate::pod::Pod;
 /// Kills what still runs, gives back what the container held, forgets it.
 ///
 /// # Errors
-/// `NotFound`, `WrongState`; what could not be given back: the container then still exists and can be removed again.
+/// `NotFound`, `WrongState`; what could not be ended or given back: the container then still exists and can be removed
+/// again.
 pub(crate) async fn remove(pod: &Pod, id: &str) -> Result<(), Failure> {
     let container = pod.containers.begin_remove(id)?;
-    let killed = container.cgroup.kill();
-    exec::end(&container.init).await;
-    for process in container.take_execs() {
-        exec::end(&process).await;
+    let removed = end_and_release(pod, &container).await;
+    match removed {
+        Ok(()) => pod.containers.forget(id),
+        Err(_) => pod.containers.created(container),
+    }
+    removed
+}
+
+async fn end_and_release(pod: &Pod, container: &Container) -> Result<(), Failure> {
+    container.cgroup.kill()?;
+    exec::end(&container.init).await?;
+    for process in container.execs() {
+        exec::end(&process).await?;
     }
     let mut held = container.holdings.lock().await;
-    let mut holdings = held.take().unwrap_or_default();
-    let mut left = release(pod, &mut holdings).await;
-    if left.is_empty() {
-        pod.containers.forget(id);
-        return Ok(());
+    match release(pod, &mut held).await.pop() {
+        Some(failure) => Err(failure),
+        None => Ok(()),
     }
-    *held = Some(holdings);
-    drop(held);
-    pod.containers.created(Arc::clone(&container));
-    killed?;
-    Err(left.remove(0))
 }
 
 /// Gives back newest first. What fails stays in `holdings`, and the rest goes on.

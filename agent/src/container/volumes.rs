@@ -123,7 +123,7 @@ impl Volumes {
     fn sandbox(&self, field: &str, name: &str) -> Result<Source, Failure> {
         match name {
             "shm" => Ok(bind(self.run.join("shm"), "")),
-            "resolv.conf" | "hosts" | "hostname" => Ok(bind(self.run.join("sandbox"), name)),
+            "resolv.conf" | "hosts" | "hostname" | "machine-id" => Ok(bind(self.run.join("sandbox"), name)),
             other => Err(Failure::invalid(format!(
                 "{field}.sandbox.name: there is no {other:?}"
             ))),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use proto::agent::v1::{Disk, ErrorCode};
 use rustix::fs::CWD;
@@ -15,6 +16,10 @@ use tokio::sync::Mutex;
 
 use crate::disk::pci::{PciAddress, PciBus};
 use crate::error::{Context as _, Failure};
+
+/// From the device node to a device that can be opened; less than a millisecond on hardware.
+const OPENS_WITHIN: Duration = Duration::from_secs(5);
+const OPEN_PAUSE: Duration = Duration::from_millis(1);
 
 /// The mounted disks of the Machine.
 #[derive(Debug)]
@@ -102,6 +107,7 @@ impl Disks {
         );
         tokio::task::spawn_blocking(move || {
             fs::create_dir_all(&target)?;
+            wait_until_open(&device)?;
             mount(&disk, &device, &target)
         })
         .await
@@ -135,6 +141,16 @@ impl Disks {
         used.remove(&lease.address);
         Ok(())
     }
+
+    /// Unmounts whatever is mounted, used or not: at the Machine's end, so that a volume's file system is clean.
+    pub(crate) async fn unmount_all(&self) {
+        for (address, _) in self.used.lock().await.drain() {
+            let path = self.mounts.join(address.as_str());
+            if let Err(error) = unmount(&path, UnmountFlags::NOFOLLOW) {
+                tracing::warn!(path = %path.display(), %error, "file system left mounted");
+            }
+        }
+    }
 }
 
 /// Mounts a block device's file system at `target`.
@@ -161,4 +177,19 @@ fn mount(disk: &Disk, device: &Path, target: &Path) -> io::Result<()> {
         target,
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )?)
+}
+/// The kernel shows a new disk in sysfs and /dev before it can be opened (`device_add` comes before `bdev_add` in
+/// `add_disk`); in between the answer is ENXIO.
+fn wait_until_open(device: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + OPENS_WITHIN;
+    loop {
+        match fs::File::open(device) {
+            Err(error) if not_yet(&error) && Instant::now() < deadline => std::thread::sleep(OPEN_PAUSE),
+            opened => return opened.map(drop),
+        }
+    }
+}
+
+fn not_yet(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENXIO)
 }

@@ -56,6 +56,7 @@ fn run(socket: &OwnedFd) -> Result<(), Failure> {
     // A container must not look into a process that still has the agent's power: no ptrace, no /proc/<pid>/*.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context(ErrorCode::System, || "make the stage undumpable".to_owned())?;
+    rustix::thread::set_name(c"clearpod-stage").context(ErrorCode::System, || "name the stage".to_owned())?;
     rustix::process::umask(Mode::empty());
     let Received { message, descriptors } =
         channel::receive::<Order>(socket).context(ErrorCode::System, || "receive the order".to_owned())?;
@@ -173,6 +174,7 @@ fn prepare_process(order: &ProcessOrder) -> Result<(), Failure> {
         .and_then(|mut file| write!(file, "{score}"))
         .context(ErrorCode::System, || format!("set oom_score_adj to {score}"))?;
     rustix::process::setsid().context(ErrorCode::System, || "start a session".to_owned())?;
+    sys::exec::new_session_keyring().context(ErrorCode::System, || "start a session keyring".to_owned())?;
     identity::limit(&order.rlimits)
 }
 

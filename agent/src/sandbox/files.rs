@@ -1,4 +1,4 @@
-//! /etc/resolv.conf, /etc/hosts and /etc/hostname as every container of the pod sees them.
+//! /etc/resolv.conf, /etc/hosts, /etc/hostname and /etc/machine-id as the containers of the pod can have them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use proto::agent::v1::{ConfigureSandboxRequest, DnsConfig};
 
-/// Writes the three files into `directory`.
+/// Writes the files into `directory`.
 ///
 /// # Errors
 /// What writing answers.
@@ -18,7 +18,8 @@ pub(super) fn write(directory: &Path, request: &ConfigureSandboxRequest) -> io::
         resolv_conf(&request.dns.clone().unwrap_or_default()),
     )?;
     fs::write(directory.join("hosts"), hosts(request))?;
-    fs::write(directory.join("hostname"), format!("{}\n", request.hostname))
+    fs::write(directory.join("hostname"), format!("{}\n", request.hostname))?;
+    fs::write(directory.join("machine-id"), format!("{}\n", request.machine_id))
 }
 
 /// resolv.conf(5).

@@ -7,7 +7,7 @@ pub(crate) mod sysctl;
 
 use std::ffi::CString;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use proto::agent::v1::{ConfigureSandboxRequest, ErrorCode};
@@ -18,11 +18,14 @@ use crate::disk::Lease;
 use crate::error::{Context as _, Failure};
 use crate::network;
 use crate::pod::Pod;
+use crate::sys;
 
 /// linux/utsname.h: __NEW_UTS_LEN.
 const MAX_HOSTNAME: usize = 64;
 /// As the protocol says.
-const ENTROPY: std::ops::RangeInclusive<usize> = 32..=512;
+const ENTROPY: std::ops::RangeInclusive<usize> = 32..=sys::random::MAX_SEED;
+/// machine-id(5): hexadecimal digits.
+const MACHINE_ID: usize = 32;
 
 /// Whether ConfigureSandbox has come.
 #[derive(Debug)]
@@ -117,6 +120,12 @@ fn check(request: &ConfigureSandboxRequest) -> Result<(), Failure> {
         );
         return Err(Failure::invalid(text));
     }
+    let id = &request.machine_id;
+    if !id.is_empty() && (id.len() != MACHINE_ID || !id.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+        return Err(Failure::invalid(format!(
+            "machine_id: {id:?} is not {MACHINE_ID} hexadecimal digits"
+        )));
+    }
     Ok(())
 }
 
@@ -126,14 +135,10 @@ fn set_clock_and_entropy(pod: &Pod, realtime_ns: u64, entropy: &[u8]) -> Result<
             .context(ErrorCode::System, || format!("set the clock to {realtime_ns} ns"))?;
     }
     if !entropy.is_empty() {
-        // random(4): whatever is written is mixed into the pool.
-        let device = pod.settings.dev.join("urandom");
-        fs::OpenOptions::new()
-            .write(true)
-            .open(&device)
-            .and_then(|mut random| random.write_all(entropy))
+        fs::File::open(pod.settings.dev.join("urandom"))
+            .and_then(|device| sys::random::reseed(device, entropy))
             .context(ErrorCode::System, || {
-                "mix entropy into the kernel's pool".to_owned()
+                "seed the random number generator".to_owned()
             })?;
     }
     Ok(())
@@ -190,5 +195,14 @@ mod tests {
         assert!(with(&"x".repeat(65), 0).is_err());
         assert!(with("web", 31).is_err());
         assert!(with("web", 513).is_err());
+        let machine_id = |id: &str| {
+            check(&ConfigureSandboxRequest {
+                machine_id: id.to_owned(),
+                ..ConfigureSandboxRequest::default()
+            })
+        };
+        machine_id(&"0f".repeat(16)).unwrap();
+        assert!(machine_id("0f").is_err());
+        assert!(machine_id(&"xy".repeat(16)).is_err());
     }
 }

@@ -86,5 +86,24 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Leaves the session keyring that all processes of the guest have from their start, keyctl(2): keys of one container are
+/// not another's. A kernel without keyrings has nothing to leave.
+///
+/// # Errors
+/// What keyctl(2) answers.
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    // SAFETY: KEYCTL_JOIN_SESSION_KEYRING takes a name, null for a new anonymous keyring.
+    match checked(unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_JOIN_SESSION_KEYRING,
+            ptr::null::<libc::c_char>(),
+        )
+    }) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        joined => joined.map(drop),
+    }
+}
+
 /// `umask(2)` of a new container: what runc and every image builder assume.
 pub(crate) const CONTAINER_UMASK: u32 = 0o022;

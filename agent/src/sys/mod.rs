@@ -6,6 +6,7 @@ pub(crate) mod bpf;
 pub(crate) mod clone;
 pub(crate) mod exec;
 pub(crate) mod mount;
+pub(crate) mod random;
 pub(crate) mod readiness;
 pub(crate) mod seccomp;
 pub(crate) mod signal;

@@ -56,6 +56,7 @@ cases! {
         devices_are_filtered,
         memory_limits_kill_and_say_so,
         cgroup_limits_are_written,
+        a_divided_cgroup_takes_execs,
     }
     streams {
         stdin_reaches_the_process_and_ends,
@@ -76,5 +77,6 @@ cases! {
         stats_have_numbers,
         another_configuration_is_refused,
         info_names_the_kernel,
+        the_clock_was_set,
     }
 }

@@ -27,6 +27,9 @@ pub(crate) struct Fixture {
     layer: Disk,
 }
 
+/// What a guest's clock is set to: some day in 2031.
+pub(crate) const GUEST_CLOCK_NS: u64 = 1_930_000_000_000_000_000;
+
 const TOOLS: [&str; 3] = ["unshare", "losetup", "mkfs.erofs"];
 
 pub(crate) fn missing_on_host() -> Option<String> {
@@ -265,6 +268,10 @@ impl Fixture {
             }],
             sysctls: [("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned())].into(),
             shm_size_bytes: 1 << 20,
+            machine_id: "0123456789abcdef".repeat(2),
+            entropy: if self.in_guest { vec![7; 64] } else { Vec::new() },
+            realtime_ns: if self.in_guest { GUEST_CLOCK_NS } else { 0 },
+
             ..ConfigureSandboxRequest::default()
         };
         self.client

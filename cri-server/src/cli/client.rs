@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use hyper_util::rt::TokioIo;
-use proto::cri::v1::{self as cri, PodSandboxStatusResponse, runtime_service_client::RuntimeServiceClient};
+use proto::cri::v1::{self as cri, runtime_service_client::RuntimeServiceClient};
+use serde::Deserialize;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{config::Config, grpc::MAX_MESSAGE};
+use crate::{config::Config, grpc::MAX_MESSAGE, sandbox::Phase};
 
 pub(super) type Client = RuntimeServiceClient<Channel>;
 
@@ -27,14 +28,30 @@ pub(super) async fn connect(config: &Config) -> anyhow::Result<Client> {
     Ok(RuntimeServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
 }
 
+/// What verbose status tells of a sandbox beside CRI's own fields (`grpc/sandbox_status.rs`).
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Info {
+    pub(super) vmm_pid: Option<u32>,
+    pub(super) memory_mib: Option<u64>,
+    pub(super) vcpus: Option<u8>,
+    pub(super) phases: Vec<Phase>,
+    pub(super) console: String,
+}
+
 /// Verbose status of one sandbox.
-pub(super) async fn status(client: &mut Client, sandbox: &str) -> anyhow::Result<PodSandboxStatusResponse> {
+pub(super) async fn status(
+    client: &mut Client,
+    sandbox: &str,
+) -> Result<(cri::PodSandboxStatusResponse, Info), tonic::Status> {
     let request = cri::PodSandboxStatusRequest {
         pod_sandbox_id: sandbox.to_owned(),
         verbose: true,
     };
-    let answer = client.pod_sandbox_status(request).await;
-    Ok(answer.map_err(told)?.into_inner())
+    let answer = client.pod_sandbox_status(request).await?.into_inner();
+    let info = answer.info.get("info").map_or("", String::as_str);
+    let info = serde_json::from_str(info)
+        .map_err(|error| tonic::Status::internal(format!("the daemon's info of {sandbox}: {error}")))?;
+    Ok((answer, info))
 }
 
 /// A status as people read it: its text alone.

@@ -2,21 +2,12 @@
 
 use std::{io::Write, process::ExitCode};
 
-use anyhow::Context as _;
-
 use super::client;
 use crate::config::Config;
 
 pub(super) async fn run(config: &Config, sandbox: &str, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let mut client = client::connect(config).await?;
-    let status = client::status(&mut client, sandbox).await?;
-    let text: String = status
-        .info
-        .get("console")
-        .map(|json| serde_json::from_str(json))
-        .transpose()
-        .context("read the daemon's answer")?
-        .unwrap_or_default();
-    writeln!(out, "{}", text.trim_end())?;
+    let (_, info) = client::status(&mut client, sandbox).await.map_err(client::told)?;
+    writeln!(out, "{}", info.console.trim_end())?;
     Ok(ExitCode::SUCCESS)
 }

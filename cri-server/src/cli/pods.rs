@@ -3,11 +3,10 @@
 use std::{io::Write, process::ExitCode};
 
 use proto::cri::v1 as cri;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
 
 use super::client::{self, Client};
-use crate::config::Config;
+use crate::{config::Config, sandbox::Phase};
 
 /// One line of the list.
 #[derive(Debug, Serialize)]
@@ -18,16 +17,10 @@ struct Pod {
     state: &'static str,
     ip: String,
     containers: usize,
-    machine: Value,
-    timings: Vec<Timing>,
-}
-
-/// A phase of a start, as verbose status has it.
-#[derive(Debug, Serialize, Deserialize)]
-struct Timing {
-    name: String,
-    start_us: u64,
-    duration_us: u64,
+    vmm_pid: Option<u32>,
+    memory_mib: Option<u64>,
+    vcpus: Option<u8>,
+    phases: Vec<Phase>,
 }
 
 pub(super) async fn run(
@@ -55,16 +48,11 @@ pub(super) async fn run(
 
 /// `None` when it was removed meanwhile.
 async fn pod(client: &mut Client, item: &cri::PodSandbox) -> anyhow::Result<Option<Pod>> {
-    let request = cri::PodSandboxStatusRequest {
-        pod_sandbox_id: item.id.clone(),
-        verbose: true,
-    };
-    let answer = match client.pod_sandbox_status(request).await {
-        Ok(answer) => answer.into_inner(),
+    let (answer, info) = match client::status(client, &item.id).await {
+        Ok(answer) => answer,
         Err(status) if status.code() == tonic::Code::NotFound => return Ok(None),
         Err(status) => return Err(client::told(status)),
     };
-    let info = |key: &str| answer.info.get(key).map_or("null", String::as_str);
     let metadata = item.metadata.clone().unwrap_or_default();
     let network = answer.status.as_ref().and_then(|status| status.network.as_ref());
     Ok(Some(Pod {
@@ -77,8 +65,10 @@ async fn pod(client: &mut Client, item: &cri::PodSandbox) -> anyhow::Result<Opti
         },
         ip: network.map(|network| network.ip.clone()).unwrap_or_default(),
         containers: answer.containers_statuses.len(),
-        machine: serde_json::from_str(info("machine"))?,
-        timings: serde_json::from_str(info("timings"))?,
+        vmm_pid: info.vmm_pid,
+        memory_mib: info.memory_mib,
+        vcpus: info.vcpus,
+        phases: info.phases,
     }))
 }
 
@@ -89,11 +79,7 @@ fn table(pods: &[Pod], timing: bool, out: &mut dyn Write) -> anyhow::Result<()> 
         "SANDBOX", "STATE", "IP", "VMM PID", "CONTAINERS"
     )?;
     for pod in pods {
-        let pid = pod
-            .machine
-            .get("pid")
-            .map(ToString::to_string)
-            .unwrap_or_default();
+        let pid = pod.vmm_pid.map(|pid| pid.to_string()).unwrap_or_default();
         writeln!(
             out,
             "{:<13}  {:<9}  {:<15}  {:>8}  {:>10}  {}/{}",
@@ -106,7 +92,7 @@ fn table(pods: &[Pod], timing: bool, out: &mut dyn Write) -> anyhow::Result<()> 
             pod.name
         )?;
         if timing {
-            for phase in &pod.timings {
+            for phase in &pod.phases {
                 writeln!(
                     out,
                     "    {:<12} {:>10} ms  from {:>10} ms",

@@ -51,7 +51,7 @@ pub(crate) async fn exec_sync(
     })?;
     let view = sandbox.view();
     let machine = view.machine.as_ref().ok_or_else(|| RequestError::WrongState {
-        operation,
+        operation: operation.clone(),
         reason: "its machine does not run".to_owned(),
     })?;
     let mut process = spec::process(&container.config(), &container.image, &node.config.container)?;
@@ -66,12 +66,17 @@ pub(crate) async fn exec_sync(
         limit: if limit.is_zero() { FOREVER } else { limit },
     };
     let capture = Capture::new(machine.dialer.clone(), run.id.clone(), MAX_CAPTURE);
-    let (reply, answer) = oneshot::channel();
+    let (mut reply, answer) = oneshot::channel();
     let stop = node.stop.clone();
+    let machine_gone = sandbox.machine_gone();
     node.tasks.spawn(async move {
-        let mut reply = reply;
         let result = tokio::select! {
             result = run.run(process, capture) => Some(result),
+            // Without this a command without limit would be waited for in a guest that is no more.
+            () = machine_gone => Some(Err(RequestError::WrongState {
+                operation,
+                reason: "its machine has ended".to_owned(),
+            })),
             // The client has gone, or the daemon stops: nobody wants the output.
             () = reply.closed() => None,
             () = stop.cancelled() => None,

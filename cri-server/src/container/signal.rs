@@ -113,7 +113,7 @@ mod tests {
     fn every_signal_of_cri_is_known() {
         for number in 1..=65 {
             let signal = Signal::try_from(number).unwrap();
-            let known = by_name(cri_name(signal)).expect(signal.as_str_name());
+            let known = by_name(cri_name(signal)).unwrap_or_else(|| panic!("{}", signal.as_str_name()));
             assert_eq!(by_name(cri_name(to_cri(known))), Some(known));
         }
     }

@@ -23,6 +23,8 @@ use crate::{config::ContainerDefaults, image::RunConfig, sandbox::RequestError};
 /// Where kubelet says which mount is the termination log.
 const TERMINATION_LOG_ANNOTATION: &str = "io.kubernetes.container.terminationMessagePath";
 const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
+/// What a shell finds programs in when neither image nor pod says.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Writable files that kubelet mounts into every container; the guest's copy is the container's own.
 const OWN_COPIES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
 
@@ -151,9 +153,11 @@ fn command(config: &cri::ContainerConfig, image: &RunConfig) -> Result<Vec<Strin
     }
 }
 
+/// The image's, under it what every container has, over it the pod's.
 fn environment(config: &cri::ContainerConfig, image: &RunConfig) -> Vec<Vec<u8>> {
     let mut order: Vec<Vec<u8>> = Vec::new();
     let mut values: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+    let base = [(b"PATH".to_vec(), DEFAULT_PATH.as_bytes().to_vec())];
     let image = image.env.iter().filter_map(|entry| {
         let (key, value) = entry.split_once('=')?;
         Some((key.as_bytes().to_vec(), value.as_bytes().to_vec()))
@@ -162,7 +166,7 @@ fn environment(config: &cri::ContainerConfig, image: &RunConfig) -> Vec<Vec<u8>>
         .envs
         .iter()
         .map(|entry| (entry.key.clone().into_bytes(), entry.value.clone()));
-    for (key, value) in image.chain(pod) {
+    for (key, value) in base.into_iter().chain(image).chain(pod) {
         if values.insert(key.clone(), value).is_none() {
             order.push(key);
         }

@@ -1,4 +1,4 @@
-//! PodSandboxStatus; verbose adds the Machine, the phases of its start and the end of its console, each as JSON.
+//! PodSandboxStatus; verbose adds the Machine, the phases of its start and the end of its console, as JSON.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -41,14 +41,15 @@ async fn info(view: &SandboxView) -> HashMap<String, String> {
         Some(machine) => machine.control.console(CONSOLE).await.unwrap_or_default(),
         None => view.console.clone(),
     };
-    let machine = view
-        .machine
-        .as_ref()
-        .map(|machine| json!({"pid": machine.pid, "memoryMiB": machine.memory_mib, "vcpus": machine.vcpus}));
-    HashMap::from([
-        ("machine".to_owned(), json!(machine).to_string()),
-        ("state".to_owned(), json!(view.state).to_string()),
-        ("timings".to_owned(), json!(view.timings.phases).to_string()),
-        ("console".to_owned(), json!(console).to_string()),
-    ])
+    let machine = view.machine.as_ref();
+    let value = json!({
+        "vmm_pid": machine.map(|machine| machine.pid),
+        "memory_mib": machine.map(|machine| machine.memory_mib),
+        "vcpus": machine.map(|machine| machine.vcpus),
+        "state": view.state,
+        "phases": view.timings.phases,
+        "console": console,
+    });
+    // One object: crictl parses a value that begins with a brace, and a guest chooses how its console begins.
+    HashMap::from([("info".to_owned(), value.to_string())])
 }

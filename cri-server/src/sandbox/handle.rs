@@ -89,6 +89,15 @@ impl SandboxHandle {
         Arc::clone(&self.view.borrow())
     }
 
+    /// Returns when the sandbox has no Machine any more.
+    pub(crate) fn machine_gone(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut view = self.view.clone();
+        async move {
+            // An owner task that has ended publishes nothing more: either the sandbox was removed or the daemon stops.
+            drop(view.wait_for(|view| view.machine.is_none()).await);
+        }
+    }
+
     /// Asks the owner task and waits for its answer. What was asked is done even if the caller stops waiting.
     pub(crate) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, RequestError> {
         let (reply, answer) = oneshot::channel();

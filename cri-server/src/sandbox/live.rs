@@ -22,9 +22,11 @@ use crate::{
 /// Names of devices that every Machine has.
 pub(super) const NET: &str = "net0";
 pub(super) const SCRATCH: &str = "scratch";
-/// A layer's device is named by its transport and the hexadecimal digits of its digest.
+/// A layer's device is named by its transport and the first [`DIGITS`] hexadecimal digits of its digest.
 const PMEM: &str = "pmem-";
 const BLOCK: &str = "blk-";
+/// The VMM takes names of up to 64 bytes; 160 bits of a digest are as good as all of it.
+const DIGITS: usize = 40;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -109,6 +111,7 @@ impl Live {
         defaults: &MachineDefaults,
     ) -> Result<agent::Disk, RequestError> {
         let digest = layer.diff_id.strip_prefix("sha256:").unwrap_or(&layer.diff_id);
+        let digest = digest.get(..DIGITS).unwrap_or(digest);
         for (prefix, dax) in [(PMEM, true), (BLOCK, false)] {
             if let Some(pci_address) = self.devices.get(&format!("{prefix}{digest}")) {
                 return Ok(disk(pci_address, dax));

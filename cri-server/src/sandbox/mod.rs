@@ -29,5 +29,5 @@ pub(crate) use plan::HANDLER;
 pub(crate) use recover::{recover, remove_orphan};
 pub(crate) use run::run;
 pub(crate) use state::{Acquired, SandboxState};
-pub(crate) use timings::Timings;
+pub(crate) use timings::{Phase, Timings};
 pub(crate) use view::{ContainerView, SandboxView};

@@ -67,8 +67,10 @@ impl Registry {
     /// Adds a sandbox unless another one has its name.
     pub(crate) fn reserve(&self, handle: Arc<SandboxHandle>) -> Result<(), RequestError> {
         let mut sandboxes = self.lock();
+        // A failed start that could not be undone has no claim on its name, also after a restart.
         let holder = sandboxes
             .values()
+            .filter(|_| handle.view().state.holds_name())
             .find(|other| other.name == handle.name && other.view().state.holds_name());
         if let Some(holder) = holder {
             return Err(RequestError::NameTaken {

@@ -25,8 +25,15 @@ pub(crate) async fn recover(
     request: cri::RunPodSandboxRequest,
     containers: Vec<(ContainerRecord, cri::CreateContainerRequest)>,
 ) -> Result<(), RequestError> {
-    // The request was valid when it was stored; a configuration that has changed since may see it otherwise.
-    let plan = plan::plan(&record.id, &request, &node.config)?;
+    let plan = plan::plan(&record.id, &request, &node.config).or_else(|error| {
+        // It was valid when it was stored; the configuration has changed since. Its names are enough to end it.
+        tracing::error!(
+            sandbox = record.id,
+            error = chain(&error),
+            "only its names are known"
+        );
+        plan::plan(&record.id, &nameless(&record.id), &node.config)
+    })?;
     let (mut driver, handle) = Driver::new(Arc::clone(node), plan, request, record);
     driver = driver.with_containers(containers);
     match driver.record.state.clone() {
@@ -85,8 +92,19 @@ async fn take_over(driver: &mut Driver) {
 
 /// Gives back whatever carries the names of a sandbox that is in no record; returns what could not be.
 pub(crate) async fn remove_orphan(node: &Node, id: &str) -> Vec<String> {
-    // The smallest request that has a plan: only names are needed.
-    let request = cri::RunPodSandboxRequest {
+    let plan = match plan::plan(id, &nameless(id), &node.config) {
+        Ok(plan) => plan,
+        Err(error) => return vec![chain(&error)],
+    };
+    let left = Ledger::new(node, &plan).give_back(&Acquired::ALL).await;
+    left.iter()
+        .map(|left| format!("{}: {}", left.step, chain(left.error.as_ref())))
+        .collect()
+}
+
+/// The smallest request that has a plan: what a sandbox holds has names that derive from its id.
+fn nameless(id: &str) -> cri::RunPodSandboxRequest {
+    cri::RunPodSandboxRequest {
         config: Some(cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: id.to_owned(),
@@ -95,13 +113,5 @@ pub(crate) async fn remove_orphan(node: &Node, id: &str) -> Vec<String> {
             ..cri::PodSandboxConfig::default()
         }),
         runtime_handler: String::new(),
-    };
-    let plan = match plan::plan(id, &request, &node.config) {
-        Ok(plan) => plan,
-        Err(error) => return vec![chain(&error)],
-    };
-    let left = Ledger::new(node, &plan).give_back(&Acquired::ALL).await;
-    left.iter()
-        .map(|left| format!("{}: {}", left.step, chain(left.error.as_ref())))
-        .collect()
+    }
 }

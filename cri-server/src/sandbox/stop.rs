@@ -21,6 +21,8 @@ use crate::{
 
 /// For a killed container to be reported.
 const KILL_PATIENCE: Duration = Duration::from_secs(3);
+/// For what has arrived from a guest that is gone to be written.
+const LAST_LINES: Duration = Duration::from_millis(500);
 /// Bytes of an ended Machine's console that are kept.
 const CONSOLE_KEPT: usize = 16 * 1024;
 /// Bytes of it that a container's message quotes.
@@ -98,9 +100,14 @@ impl Driver {
                 self.mark_exited(&id, Exited::with_machine(started_at, now_ns(), message))
                     .await;
             }
-            // The guest that the log came from is gone.
-            if let Some(container) = self.containers.get_mut(&id) {
-                container.log = None;
+            let log = self
+                .containers
+                .get_mut(&id)
+                .and_then(|container| container.log.take());
+            if let Some(log) = log {
+                // The guest that it came from is gone: what has arrived is written.
+                let end = log.finish_without_guest(LAST_LINES).await;
+                tracing::debug!(container = id, ?end, "log finished");
             }
         }
     }
@@ -140,37 +147,35 @@ impl Driver {
             .map(|container| container.record.id.clone());
         let kills = running.map(|id| {
             let guest = live.guest.clone();
+            let process = ProcessId {
+                container_id: id.clone(),
+                exec_id: None,
+            };
             async move {
-                let process = ProcessId {
-                    container_id: id.clone(),
-                    exec_id: None,
+                let killed = async {
+                    guest.signal(&process, signal::KILL, true).await?;
+                    guest.wait(&process, KILL_PATIENCE).await
                 };
-                let killed = guest.signal(&process, signal::KILL, true).await;
-                if let Err(error) = killed {
-                    tracing::debug!(
-                        container = id,
-                        error = chain(&error),
-                        "not killed; the machine ends anyway"
-                    );
-                }
-                let exit = guest.wait(&process, KILL_PATIENCE).await;
+                // A guest that does not answer ends with its Machine, and its containers with it.
+                let exit = tokio::time::timeout(KILL_PATIENCE, killed).await;
                 (id, exit)
             }
         });
         for (id, exit) in join_all(kills).await {
-            if let Ok(exit) = exit {
-                self.exited(&id, &exit).await;
+            match exit {
+                Ok(Ok(exit)) => self.exited(&id, &exit).await,
+                Ok(Err(error)) => tracing::debug!(container = id, error = chain(&error), "not killed"),
+                Err(_) => tracing::debug!(container = id, "the guest does not answer"),
             }
         }
     }
 
     /// What ended containers wrote is brought into their logs before the guest that keeps it goes.
     async fn finish_logs(&mut self) {
-        let drain = if self.live.is_some() {
-            self.node.config.deadlines.drain()
-        } else {
-            Duration::ZERO
-        };
+        if self.live.is_none() {
+            return;
+        }
+        let drain = self.node.config.deadlines.drain();
         let logs = self.containers.values_mut().filter_map(|container| {
             let id = container.record.id.clone();
             container.log.take().map(|log| (id, log))

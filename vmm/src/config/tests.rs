@@ -96,6 +96,8 @@ fn missing_files_and_bad_devices_are_named() {
     );
     let text = refusal(|config| config.devices = vec![pmem("l", "/dev/null"), pmem("l", "/dev/null")]);
     assert!(text.contains("\"l\" is in use"), "{text}");
+    let digest = format!("pmem-{}", "0".repeat(64));
+    assert!(check_id(&digest).is_ok() && check_id(&"0".repeat(129)).is_err());
     let text = refusal(|config| config.devices.push(pmem("a b", "/dev/null")));
     assert!(text.contains("\"a b\""), "{text}");
     let text = refusal(|config| config.initramfs = FileSource::Fd(1000));

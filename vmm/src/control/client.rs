@@ -9,7 +9,7 @@ use std::time::Duration;
 use event_manager::EventSet;
 use proto::machine::{Request, Response};
 
-use super::line::{Line, LineBuffer, LineError};
+use super::line::{Line, LineBuffer};
 use super::sys;
 
 /// How long the last answers may take when the process ends.
@@ -107,16 +107,12 @@ impl Client {
 
     fn receive(&mut self) -> io::Result<()> {
         let mut bytes = [0; 4096];
-        let piece = sys::receive(&self.stream, &mut bytes)?;
-        if piece.length == 0 {
+        let (length, descriptors) = sys::receive(&self.stream, &mut bytes)?;
+        if length == 0 {
             self.ended = true;
             return Ok(());
         }
-        let lines = if piece.truncated {
-            Err(LineError::TooManyDescriptors)
-        } else {
-            self.buffer.push(&bytes[..piece.length], piece.descriptors)
-        };
+        let lines = self.buffer.push(&bytes[..length], descriptors);
         match lines {
             Ok(lines) => self.lines.extend(lines),
             Err(error) => {

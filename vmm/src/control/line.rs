@@ -35,8 +35,8 @@ impl<D> LineBuffer<D> {
         }
     }
 
-    /// Takes one piece of the stream. The kernel ends a read where descriptors begin, so those of a piece belong to the
-    /// line that its first byte is in or begins.
+    /// Takes one piece of the stream, which begins a line or goes on with one, and the descriptors that came with it:
+    /// they belong to that line. (`sys::receive` ends a piece where a line ends, so that it can say so.)
     pub(super) fn push(&mut self, piece: &[u8], descriptors: Vec<D>) -> Result<VecDeque<Line<D>>, LineError> {
         self.descriptors.extend(descriptors);
         if self.descriptors.len() > DESCRIPTOR_LIMIT {

@@ -183,3 +183,6 @@ pub(crate) fn apply(changes: Vec<Watch>, ops: &mut EventOps<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -252,3 +252,35 @@ pub(super) async fn cgroup_limits_are_written(f: Fixture) {
     assert_eq!(code, ErrorCode::Cgroup);
     assert!(message.contains("cpuset.cpus"), "{message}");
 }
+
+pub(super) async fn a_divided_cgroup_takes_execs(f: Fixture) {
+    if !f.in_guest {
+        println!("SKIPPED a_divided_cgroup_takes_execs: this host has no controllers in cgroup v2");
+        return;
+    }
+    let divide = "cd /sys/fs/cgroup && mkdir leaf && echo 1 > leaf/cgroup.procs && echo +pids > cgroup.subtree_control \
+        && mkdir leaf/below; ls /dev/vda /dev/kmsg; sleep 1000";
+    let mut request = f.shell("divided", divide);
+    let security = request.security.as_mut().unwrap();
+    security.privileged = true;
+    let capabilities = security.capabilities.as_mut().unwrap();
+    for set in [
+        &mut capabilities.bounding,
+        &mut capabilities.effective,
+        &mut capabilities.permitted,
+    ] {
+        set.push("CAP_SYS_ADMIN".to_owned());
+    }
+    f.create(request).await;
+    f.start("divided").await;
+    // An exec before that would keep the cgroup from being divided.
+    while !f.settings.cgroup_root.join("pod/divided/leaf/below").exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let (_, output) = f.exec_output("divided", "e", &["cat", "/proc/self/cgroup"]).await;
+    assert_eq!(output.stdout.trim(), "0::/leaf");
+    f.signal("divided", libc::SIGKILL, true).await;
+    let output = crate::client::output(&f.agent, "divided", "").await;
+    assert_eq!(output.stdout, "/dev/kmsg\n/dev/vda\n", "{output:?}");
+    f.remove("divided").await;
+}

@@ -44,8 +44,9 @@ pub(crate) struct Activation {
 #[derive(Debug)]
 pub(crate) struct ActiveQueue {
     pub(crate) queue: Queue,
-    /// Readable when the driver has put buffers into the queue. Non-blocking.
-    pub(crate) notify: EventFd,
+    /// Readable when the driver has put buffers into the queue. Non-blocking. Shared with the transport, so that it stays
+    /// open, and can be taken off the event loop, after a device has dropped its queue.
+    pub(crate) notify: Arc<EventFd>,
 }
 
 /// How a device reaches the driver. May be used from any thread.

@@ -57,14 +57,24 @@ pub(crate) fn guest_memory(bytes: usize) -> GuestMemory {
 }
 
 /// An activation with these queues.
+#[cfg(test)]
 pub(crate) fn activation(memory: &GuestMemory, queues: &[&DriverQueue], features: u64) -> Activation {
-    let active = |queue: &&DriverQueue| ActiveQueue {
-        queue: queue.device_queue(),
-        notify: EventFd::new(libc::EFD_NONBLOCK).expect("eventfd"),
+    activation_of(
+        memory,
+        queues.iter().map(|queue| queue.device_queue()).collect(),
+        features,
+    )
+}
+
+/// Likewise, with queues as the transport sees them.
+pub(crate) fn activation_of(memory: &GuestMemory, queues: Vec<Queue>, features: u64) -> Activation {
+    let active = |queue| ActiveQueue {
+        queue,
+        notify: Arc::new(EventFd::new(libc::EFD_NONBLOCK).expect("eventfd")),
     };
     Activation {
         memory: memory.clone(),
-        queues: queues.iter().map(active).collect(),
+        queues: queues.into_iter().map(active).collect(),
         features,
         interrupt: Arc::new(CountedInterrupt::default()),
     }
@@ -117,6 +127,7 @@ impl DriverQueue {
     }
 
     /// The descriptor that the next chain begins with.
+    #[cfg(test)]
     pub(crate) fn next_descriptor(&self) -> u16 {
         self.next_descriptor
     }
@@ -142,6 +153,7 @@ impl DriverQueue {
     }
 
     /// Sets the available index to anything.
+    #[cfg(test)]
     pub(crate) fn set_available(&mut self, index: u16) {
         self.available = index;
         self.write(self.base + 0x1002, &index.to_le_bytes());

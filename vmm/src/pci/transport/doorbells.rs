@@ -22,7 +22,7 @@ pub(crate) struct Doorbells {
 
 #[derive(Debug)]
 struct Bell {
-    event: EventFd,
+    event: Arc<EventFd>,
     wired_at: Option<u64>,
 }
 
@@ -30,7 +30,7 @@ impl Doorbells {
     pub(crate) fn new(count: usize, stride: u32, wiring: Arc<dyn DoorbellWiring>) -> io::Result<Self> {
         let bell = || {
             Ok(Bell {
-                event: EventFd::new(EFD_NONBLOCK)?,
+                event: Arc::new(EventFd::new(EFD_NONBLOCK)?),
                 wired_at: None,
             })
         };
@@ -42,9 +42,9 @@ impl Doorbells {
         })
     }
 
-    /// A descriptor per queue for the device; the count is shared.
-    pub(crate) fn events(&self) -> io::Result<Vec<EventFd>> {
-        self.bells.iter().map(|bell| bell.event.try_clone()).collect()
+    /// Each queue's doorbell.
+    pub(crate) fn events(&self) -> Vec<Arc<EventFd>> {
+        self.bells.iter().map(|bell| Arc::clone(&bell.event)).collect()
     }
 
     /// Wires all bells from `base` on, or unwires them. A bell that cannot be wired still rings through `ring`.

@@ -138,19 +138,14 @@ impl VirtioFunction {
         if self.registers.phase() != Phase::Starting {
             return None;
         }
-        let queues = self
-            .registers
-            .active_queues()
-            .ok()
-            .zip(self.doorbells.events().ok());
-        let Some((queues, events)) = queues else {
+        let Ok(queues) = self.registers.active_queues() else {
             self.broken();
             return None;
         };
         self.place_doorbells();
         let queues = queues
             .into_iter()
-            .zip(events)
+            .zip(self.doorbells.events())
             .map(|(queue, notify)| ActiveQueue { queue, notify })
             .collect();
         Some(Activation {

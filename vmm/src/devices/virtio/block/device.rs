@@ -14,7 +14,9 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use super::super::{ActivateError, Activation, VirtioDevice, config_space};
 use super::disk::{Disk, DiskError};
-use super::request::{Context, ID_BYTES, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS};
+use super::request::{
+    Context, ID_BYTES, MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS, MAX_ZERO_RANGES, MAX_ZERO_SECTORS,
+};
 use super::worker::{Duty, Worker};
 
 const QUEUE_SIZE: u16 = 256;
@@ -66,10 +68,10 @@ fn config(disk: &Disk) -> [u8; CONFIG_BYTES] {
     put(26, &(1_u16 << exponent).to_le_bytes());
     put(34, &1_u16.to_le_bytes());
     put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
-    put(40, &MAX_RANGES.to_le_bytes());
+    put(40, &MAX_DISCARD_RANGES.to_le_bytes());
     put(44, &(1_u32 << exponent).to_le_bytes());
     put(48, &MAX_ZERO_SECTORS.to_le_bytes());
-    put(52, &MAX_RANGES.to_le_bytes());
+    put(52, &MAX_ZERO_RANGES.to_le_bytes());
     put(56, &[1]);
     config
 }

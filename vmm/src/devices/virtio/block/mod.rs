@@ -20,3 +20,28 @@ mod tests;
 
 pub(crate) use device::Block;
 pub(crate) use disk::DiskError;
+
+/// What the worker does with a queue, without its thread.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn answer_queue(
+    memory: &super::GuestMemory,
+    queue: &mut virtio_queue::Queue,
+    file: std::fs::File,
+) {
+    use virtio_queue::{QueueOwnedT as _, QueueT as _};
+    let Ok(disk) = disk::Disk::new("disk", file, false) else {
+        return;
+    };
+    let context = request::Context {
+        disk: disk.into(),
+        id: [0; request::ID_BYTES],
+        write_through: true,
+    };
+    while let Ok(Some(chain)) = queue.iter(memory).map(|mut chains| chains.next()) {
+        let head = chain.head_index();
+        let written = request::serve(&context, super::buffers::Buffers::collect(memory, chain));
+        if queue.add_used(memory, head, written.unwrap_or(0)).is_err() {
+            return;
+        }
+    }
+}

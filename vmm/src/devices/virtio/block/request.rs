@@ -14,11 +14,13 @@ use super::disk::{Disk, SECTOR};
 
 /// Length of a device id (VIRTIO_BLK_ID_BYTES).
 pub(super) const ID_BYTES: usize = 20;
-/// Ranges that one DISCARD or WRITE_ZEROES may have.
-pub(super) const MAX_RANGES: u32 = 32;
+/// Ranges that one DISCARD may have.
+pub(super) const MAX_DISCARD_RANGES: u32 = 32;
+/// Ranges that one WRITE_ZEROES may have.
+pub(super) const MAX_ZERO_RANGES: u32 = 1;
 /// Longest range of DISCARD: 1 GiB, so that one request does not keep the worker for long.
 pub(super) const MAX_DISCARD_SECTORS: u32 = 1 << 21;
-/// Longest range of WRITE_ZEROES: 64 MiB, because it may have to be written.
+/// Longest range of WRITE_ZEROES: 64 MiB, because it may have to be written, and a reset waits for it.
 pub(super) const MAX_ZERO_SECTORS: u32 = 1 << 17;
 
 /// `struct virtio_blk_discard_write_zeroes`: sector, count, flags.
@@ -116,30 +118,38 @@ fn perform(
         VIRTIO_BLK_T_GET_ID => Ok(data.copy_from(&context.id)),
         VIRTIO_BLK_T_DISCARD => {
             writable_disk(disk)?;
-            for_each_range(readable, MAX_DISCARD_SECTORS, |sector, length, flags| {
-                // 5.2.6.2: unmap is a bit of WRITE_ZEROES only.
-                if flags != 0 {
-                    return Err(Failure::Unsupported);
-                }
-                let extent = disk
-                    .extent(sector, length)
-                    .ok_or(Failure::Invalid("discard off the disk"))?;
-                disk.discard(extent).map_err(unsupported_or_failed)
-            })?;
+            for_each_range(
+                readable,
+                (MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS),
+                |sector, length, flags| {
+                    // 5.2.6.2: unmap is a bit of WRITE_ZEROES only.
+                    if flags != 0 {
+                        return Err(Failure::Unsupported);
+                    }
+                    let extent = disk
+                        .extent(sector, length)
+                        .ok_or(Failure::Invalid("discard off the disk"))?;
+                    disk.discard(extent).map_err(unsupported_or_failed)
+                },
+            )?;
             settle(context)
         }
         VIRTIO_BLK_T_WRITE_ZEROES => {
             writable_disk(disk)?;
-            for_each_range(readable, MAX_ZERO_SECTORS, |sector, length, flags| {
-                if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
-                    return Err(Failure::Unsupported);
-                }
-                let extent = disk
-                    .extent(sector, length)
-                    .ok_or(Failure::Invalid("zeroes off the disk"))?;
-                disk.write_zeroes(extent, flags != 0)
-                    .map_err(unsupported_or_failed)
-            })?;
+            for_each_range(
+                readable,
+                (MAX_ZERO_RANGES, MAX_ZERO_SECTORS),
+                |sector, length, flags| {
+                    if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
+                        return Err(Failure::Unsupported);
+                    }
+                    let extent = disk
+                        .extent(sector, length)
+                        .ok_or(Failure::Invalid("zeroes off the disk"))?;
+                    disk.write_zeroes(extent, flags != 0)
+                        .map_err(unsupported_or_failed)
+                },
+            )?;
             settle(context)
         }
         _ => Err(Failure::Unsupported),
@@ -163,13 +173,13 @@ fn settle(context: &Context) -> Result<usize, Failure> {
     Ok(0)
 }
 
-/// Calls `action` with (sector, bytes, flags) of each range.
+/// Calls `action` with (sector, bytes, flags) of each range, within the limits that the configuration told.
 fn for_each_range(
     readable: &mut Segments<'_>,
-    max_sectors: u32,
+    (max_ranges, max_sectors): (u32, u32),
     action: impl Fn(u64, u64, u32) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    if !readable.len().is_multiple_of(RANGE_BYTES) || readable.len() > RANGE_BYTES * MAX_RANGES as usize {
+    if !readable.len().is_multiple_of(RANGE_BYTES) || readable.len() > RANGE_BYTES * max_ranges as usize {
         return Err(Failure::Invalid("ranges of odd or excessive length"));
     }
     while let Some(range) = readable.take_array::<RANGE_BYTES>() {

@@ -32,13 +32,16 @@ const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
-/// A disk whose sector n is filled with the low byte of n + 1.
+/// Sector n is filled with the low byte of n + 1.
+fn content() -> Vec<u8> {
+    (0..SECTORS)
+        .flat_map(|sector| [u8::try_from((sector + 1) % 256).unwrap(); 512])
+        .collect()
+}
+
 fn disk_file() -> File {
     let file = tempfile::tempfile().unwrap();
-    for sector in 0..SECTORS {
-        let byte = u8::try_from((sector + 1) % 256).unwrap();
-        file.write_all_at(&[byte; 512], sector * 512).unwrap();
-    }
+    file.write_all_at(&content(), 0).unwrap();
     file
 }
 
@@ -215,7 +218,8 @@ fn discarded_sectors_read_as_zeros_and_free_their_space() {
 #[test]
 fn zeroes_are_written_with_and_without_unmap() {
     let mut bench = Bench::new(false);
-    assert_eq!(bench.ranges(WRITE_ZEROES, &[(1, 2, 0), (5, 3, 1)]), OK);
+    assert_eq!(bench.ranges(WRITE_ZEROES, &[(1, 2, 0)]), OK);
+    assert_eq!(bench.ranges(WRITE_ZEROES, &[(5, 3, 1)]), OK);
     for (sector, zero) in [
         (0, false),
         (1, true),
@@ -237,6 +241,7 @@ fn ranges_have_rules() {
     assert_eq!(bench.ranges(DISCARD, &[(0, u32::MAX, 0)]), IOERR);
     assert_eq!(bench.ranges(WRITE_ZEROES, &[(0, u32::MAX, 0)]), IOERR);
     assert_eq!(bench.ranges(DISCARD, &[(0, 0, 0); 33]), IOERR);
+    assert_eq!(bench.ranges(WRITE_ZEROES, &[(0, 0, 0); 2]), IOERR);
     assert_eq!(bench.request(DISCARD, 0, &[(DATA, 15, 0)]), (IOERR, 1));
     assert_eq!(bench.sector(0), [1; 512]);
 }
@@ -318,7 +323,7 @@ struct Running {
     memory: GuestMemory,
     driver: DriverQueue,
     block: Block,
-    notify: vmm_sys_util::eventfd::EventFd,
+    notify: Arc<vmm_sys_util::eventfd::EventFd>,
 }
 
 fn running() -> Running {
@@ -326,7 +331,7 @@ fn running() -> Running {
     let driver = DriverQueue::new(&memory, 0, 64);
     let mut block = Block::new("disk", disk_file(), false).unwrap();
     let activation = testing::activation(&memory, &[&driver], 1 << 9);
-    let notify = activation.queues[0].notify.try_clone().unwrap();
+    let notify = Arc::clone(&activation.queues[0].notify);
     block.activate(activation).unwrap();
     Running {
         memory,
@@ -385,7 +390,7 @@ fn a_broken_queue_stops_the_worker_and_a_reset_starts_it_again() {
 
     running.driver = DriverQueue::new(&running.memory, 0x4_0000, 64);
     let activation = testing::activation(&running.memory, &[&running.driver], 0);
-    running.notify = activation.queues[0].notify.try_clone().unwrap();
+    running.notify = Arc::clone(&activation.queues[0].notify);
     running.block.activate(activation).unwrap();
     write_header(&running.memory, FLUSH, 0);
     running.driver.add(&[(HEADER, 16, 0), (STATUS, 1, WRITE)]);
@@ -418,9 +423,9 @@ proptest! {
         let served = bench.chain(&chain).is_ok();
         prop_assert_eq!(bench.file.metadata().unwrap().len(), SECTORS * 512);
         if !served || ![OUT, DISCARD, WRITE_ZEROES].contains(&kind) {
-            for sector in 0..SECTORS {
-                prop_assert_eq!(bench.sector(sector)[0], u8::try_from((sector + 1) % 256).unwrap());
-            }
+            let mut now = vec![0; usize::try_from(SECTORS * 512).unwrap()];
+            bench.file.read_exact_at(&mut now, 0).unwrap();
+            prop_assert!(now == content());
         }
     }
 }

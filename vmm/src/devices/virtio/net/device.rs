@@ -73,7 +73,16 @@ impl Net {
         Ok(Self::with_tap(mac, Tap::new(tap).map_err(NetError::Tap)?))
     }
 
-    pub(super) fn with_tap(mac: [u8; 6], tap: Tap) -> Self {
+    /// Likewise, with a datagram socket in place of the tap.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn on_socket(mac: [u8; 6], socket: OwnedFd) -> Result<Self, NetError> {
+        Ok(Self::with_tap(
+            mac,
+            Tap::from_socket(socket).map_err(NetError::Tap)?,
+        ))
+    }
+
+    fn with_tap(mac: [u8; 6], tap: Tap) -> Self {
         Self {
             mac,
             tap,
@@ -83,7 +92,7 @@ impl Net {
     }
 
     /// Tap to guest.
-    pub(super) fn receive(&mut self) {
+    pub(crate) fn receive(&mut self) {
         let State::Active(active) = &mut self.state else {
             return;
         };
@@ -93,7 +102,7 @@ impl Net {
     }
 
     /// Guest to tap.
-    pub(super) fn transmit(&mut self) {
+    pub(crate) fn transmit(&mut self) {
         let State::Active(active) = &mut self.state else {
             return;
         };
@@ -199,7 +208,7 @@ impl MutEventSubscriber for Net {
             TX_NOTIFY => Some(&active.tx.queue.notify),
             _ => None,
         };
-        if let Some(Err(error)) = notify.map(vmm_sys_util::eventfd::EventFd::read) {
+        if let Some(Err(error)) = notify.map(|notify| notify.read()) {
             debug!(%error, "net: notification was taken already");
         }
         match events.data() {

@@ -17,7 +17,6 @@ use super::super::testing::{self, Descriptor, DriverQueue, NEXT, WRITE};
 use super::super::{GuestMemory, VirtioDevice};
 use super::Net;
 use super::header::{HEADER_LENGTH, MAX_FRAME, checked};
-use super::tap::Tap;
 
 const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 const RX_BUFFERS: u64 = 0x10_0000;
@@ -47,7 +46,7 @@ impl Card {
         wire.set_nonblocking(true).unwrap();
         setsockopt(&wire, SndBuf, &(1 << 20)).unwrap();
         setsockopt(&tap, SndBuf, &bytes).unwrap();
-        let mut net = Net::with_tap(MAC, Tap::from_socket(OwnedFd::from(tap)).unwrap());
+        let mut net = Net::on_socket(MAC, OwnedFd::from(tap)).unwrap();
         net.activate(testing::activation(&memory, &[&rx, &tx], features))
             .unwrap();
         Self {

@@ -11,7 +11,6 @@
 //! non-blocking, what it does not take is kept in a backlog that the guest's credit bounds, and a guest that sends more
 //! is reset. The muxer owns the connections, tells them what epoll saw and asks them for packets.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
@@ -26,6 +25,7 @@ use super::super::buffers::{Segments, Slice};
 use super::super::sys;
 use super::credit::Credit;
 use super::packet::{Header, Operation, Ports, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use super::stream::{FromHost, Stream, ToHost};
 
 /// How long the guest may take to answer REQUEST, and a full accept queue of the host to get room.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,8 +35,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes that one turn of a connection may move to the guest, so that others get theirs.
 const TURN_BYTES: usize = 64 * 1024;
-/// A backlog that grew beyond this gives its memory back when it is empty.
-const BACKLOG_KEPT: usize = 16 * 1024;
 
 /// Guest memory that a packet's payload can be read into.
 pub(super) trait PayloadRoom<'m> {
@@ -73,37 +71,6 @@ enum Stage {
     Draining(Stream),
     Reset,
     Gone,
-}
-
-/// An open host socket.
-#[derive(Debug)]
-struct Stream {
-    socket: UnixStream,
-    /// What edge-triggered epoll told last; cleared by EAGAIN only.
-    readable: bool,
-    writable: bool,
-    /// Both directions of the socket are over.
-    hung_up: bool,
-    from_host: FromHost,
-    to_host: ToHost,
-    /// Bytes of the guest that the socket did not take yet.
-    backlog: VecDeque<u8>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FromHost {
-    Flowing,
-    /// End of file was read, or the guest will not receive.
-    Ended,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ToHost {
-    Flowing,
-    /// The guest will not send; the backlog is still to be written.
-    Finishing,
-    /// The socket's sending side is shut down, or its peer does not read any more.
-    Ended,
 }
 
 /// Packets without payload that wait for room in the guest's rx queue.
@@ -450,7 +417,7 @@ impl Connection {
         let (Stage::Open(stream) | Stage::Draining(stream)) = &mut self.stage else {
             return;
         };
-        if stream.to_host == ToHost::Finishing && stream.backlog.is_empty() {
+        if stream.to_host == ToHost::Finishing && stream.is_flushed() {
             stream.to_host = ToHost::Ended;
             stream.shut_down(Shutdown::Write);
         }
@@ -463,11 +430,9 @@ impl Connection {
             return;
         };
         debug!(ports = ?self.ports, %error, "vsock: the host does not read");
-        stream.to_host = ToHost::Ended;
         // As if it had been passed on, so that the guest's window stays open until it has seen the SHUTDOWN.
-        self.credit
-            .forward(u32::try_from(stream.backlog.len()).unwrap_or(u32::MAX));
-        stream.backlog = VecDeque::new();
+        let dropped = stream.give_up_writing();
+        self.credit.forward(dropped);
         self.outbox.shutdown |= SHUTDOWN_RECEIVE;
         self.close_if_over();
     }
@@ -520,92 +485,5 @@ impl Outbox {
             || self.response
             || self.credit_update
             || self.shutdown & !self.shutdown_told != 0
-    }
-}
-
-impl Stream {
-    /// `socket` is connected and non-blocking. It may have become ready before epoll knew it: both are tried.
-    fn new(socket: UnixStream) -> Self {
-        Self {
-            socket,
-            readable: true,
-            writable: true,
-            hung_up: false,
-            from_host: FromHost::Flowing,
-            to_host: ToHost::Flowing,
-            backlog: VecDeque::new(),
-        }
-    }
-
-    /// Takes bytes of the guest, straight to the socket if nothing waits before them. Returns how many went on.
-    fn accept(&mut self, payload: &Segments<'_>) -> io::Result<u32> {
-        if self.to_host == ToHost::Ended {
-            // Dropped: the guest learns by SHUTDOWN.
-            return Ok(u32::try_from(payload.len()).unwrap_or(u32::MAX));
-        }
-        let mut written = 0;
-        if self.backlog.is_empty() && self.writable && payload.len() > 0 {
-            match sys::send_vectored(self.socket.as_fd(), payload.slices()) {
-                Ok(count) => written = count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
-                Err(error) => {
-                    self.keep(payload, 0);
-                    return Err(error);
-                }
-            }
-        }
-        self.keep(payload, written);
-        // A short write means that the socket is full now; epoll tells when that changes.
-        self.writable &= self.backlog.is_empty();
-        Ok(u32::try_from(written).unwrap_or(u32::MAX))
-    }
-
-    /// Copies `payload` from byte `skip` on behind the backlog. Credit bounds how much that can be.
-    fn keep(&mut self, payload: &Segments<'_>, mut skip: usize) {
-        for slice in payload.slices() {
-            let Ok(rest) = slice.offset(skip.min(slice.len())) else {
-                return;
-            };
-            skip -= skip.min(slice.len());
-            let mut piece = vec![0; rest.len()];
-            let copied = rest.copy_to(&mut piece);
-            self.backlog.extend(piece.get(..copied).unwrap_or_default());
-        }
-    }
-
-    /// Writes the backlog as far as the socket takes it. Returns how many bytes went on, whatever came then.
-    fn flush(&mut self) -> (u32, io::Result<()>) {
-        let mut written: u32 = 0;
-        while self.writable && !self.backlog.is_empty() {
-            let (front, back) = self.backlog.as_slices();
-            let pieces = [IoSlice::new(front), IoSlice::new(back)];
-            match sendmsg::<UnixAddr>(
-                self.socket.as_raw_fd(),
-                &pieces,
-                &[],
-                MsgFlags::MSG_NOSIGNAL,
-                None,
-            ) {
-                Ok(count) => {
-                    self.backlog.drain(..count.min(self.backlog.len()));
-                    // The backlog is no longer than the window, which is a u32.
-                    written = written.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
-                }
-                Err(nix::Error::EAGAIN) => self.writable = false,
-                Err(nix::Error::EINTR) => {}
-                Err(error) => return (written, Err(error.into())),
-            }
-        }
-        if self.backlog.is_empty() && self.backlog.capacity() > BACKLOG_KEPT {
-            self.backlog = VecDeque::new();
-        }
-        (written, Ok(()))
-    }
-
-    fn shut_down(&self, how: Shutdown) {
-        if let Err(error) = self.socket.shutdown(how) {
-            // ENOTCONN: the peer was faster.
-            debug!(%error, ?how, "vsock: shutdown of the host's socket");
-        }
     }
 }

@@ -132,7 +132,7 @@ impl Vsock {
     }
 
     /// What happened on the host, then a pass.
-    pub(super) fn host_pass(&mut self) {
+    pub(crate) fn host_pass(&mut self) {
         self.muxer.host_events();
         self.pass();
     }

@@ -22,7 +22,7 @@
 //! # Files
 //!
 //! [`packet`] is the wire, [`credit`] the flow control of one connection, [`connection`] the state machine of one
-//! connection and its host socket, [`muxer`] all connections and their epoll set, [`rings`] the guest's queues, and
+//! connection, [`stream`] its host socket, [`muxer`] all connections and their epoll set, [`rings`] the guest's queues, and
 //! [`device`] joins muxer and rings to the event loop.
 
 mod connection;
@@ -32,6 +32,7 @@ mod handshake;
 mod muxer;
 mod packet;
 mod rings;
+mod stream;
 
 #[cfg(test)]
 mod tests;
