@@ -4,6 +4,7 @@
 //! fail. Never part of the daemon.
 
 mod blob_reader;
+pub mod fuzz;
 mod image;
 mod registry;
 mod tar_builder;
