@@ -80,3 +80,50 @@ impl Visit for Line {
         self.append(field, format_args!("{}", crate::exit::one_line(value)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Keeps the lines that `StderrLog` would write.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<String>>>);
+
+    impl Subscriber for Kept {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            StderrLog::new(Level::INFO).enabled(metadata)
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, event: &Event<'_>) {
+            let mut line = Line(String::new());
+            event.record(&mut line);
+            self.0.lock().unwrap().push(line.0);
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn an_event_is_one_line_with_its_fields_and_causes() {
+        let kept = Kept::default();
+        tracing::subscriber::with_default(kept.clone(), || {
+            let cause = std::io::Error::other("disk\nfull");
+            tracing::warn!(
+                error = &cause as &dyn std::error::Error,
+                id = "a\x1b[31m",
+                "cannot write"
+            );
+            tracing::debug!("not asked for");
+        });
+        assert_eq!(
+            *kept.0.lock().unwrap(),
+            [" cannot write error=disk full id=a [31m"]
+        );
+    }
+}

@@ -109,3 +109,41 @@ pub(super) fn explain(end: End, vcpu: &mut VcpuFd, index: usize) -> GuestEnd {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unrunnable(exit: &VcpuExit<'_>) -> String {
+        match ending(exit) {
+            End::Guest(GuestEnd::Unrunnable(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_triple_fault_and_a_reset_event_are_resets() {
+        for exit in [
+            VcpuExit::Shutdown,
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, &[]),
+        ] {
+            assert!(matches!(ending(&exit), End::Guest(GuestEnd::Reset)), "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn what_kvm_cannot_run_is_told_with_its_numbers() {
+        assert!(unrunnable(&VcpuExit::FailEntry(0x8000_0021, 3)).contains("0x80000021 on host processor 3"));
+        assert!(
+            unrunnable(&VcpuExit::MemoryFault {
+                flags: 8,
+                gpa: 0x1000,
+                size: 4
+            })
+            .contains("at 0x1000")
+        );
+        assert!(unrunnable(&VcpuExit::SystemEvent(77, &[])).contains("77"));
+        assert!(unrunnable(&VcpuExit::Hlt).contains("Hlt"));
+        assert!(matches!(ending(&VcpuExit::InternalError), End::InternalError));
+    }
+}
