@@ -152,11 +152,22 @@ impl Node {
     /// # Errors
     /// With the end of its log.
     pub async fn start_daemon(&mut self) -> Result<()> {
-        let daemon = Command::new(self.bundle.join("bin/clearpod"))
+        let program = self.bundle.join("bin/clearpod");
+        self.start_daemon_with(&program, &[]).await
+    }
+
+    /// The same with another build of it and more of an environment. Its log begins anew.
+    ///
+    /// # Errors
+    /// With the end of its log.
+    pub async fn start_daemon_with(&mut self, program: &Path, environment: &[(&str, String)]) -> Result<()> {
+        fs_err::write(self.run.path().join("daemon.log"), "")?;
+        let daemon = Command::new(program)
             .arg("--config")
             .arg(self.run.path().join("config.toml"))
             .arg("serve")
             .env("PATH", search_path(&self.bundle))
+            .envs(environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log(&self.run, "daemon.log")?)

@@ -10,6 +10,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proto::machine::FileSource;
 
 /// Why a file cannot be had.
@@ -27,6 +28,24 @@ pub(crate) enum FileError {
     UsedTwice(u32),
     #[error("descriptor {index} does not exist: {count} came with the request")]
     NotSent { index: u32, count: usize },
+}
+
+/// Descriptors that this process may have open: one for each of vsock's connections and for each device of a full bus, and
+/// then some. Services often start with 1,024, the number of connections alone.
+const OPEN_FILES: u64 = 4096;
+
+/// Raises the soft limit of open files (getrlimit(2)) as far as [`OPEN_FILES`] and the hard limit allow.
+pub(crate) fn allow_many() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = OPEN_FILES.min(hard);
+        if soft >= wanted {
+            return Ok(());
+        }
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)
+    });
+    if let Err(error) = raised {
+        tracing::warn!("the limit of open files stays as it is: {error}");
+    }
 }
 
 /// Where `FileSource::Fd` points to.

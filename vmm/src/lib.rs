@@ -42,6 +42,7 @@ pub use self::exit::Ending;
 #[must_use]
 pub fn run(config: &Path) -> Ending {
     let process_started = clock::monotonic_ns();
+    files::allow_many();
     let plan = match config::load(config) {
         Ok(plan) => plan,
         Err(error) => return ending(ExitReason::BadConfig, &error),

@@ -118,7 +118,7 @@ fn files(config: &Config) -> Vec<Finding> {
             "initramfs",
             &machine.initramfs,
             b"07070",
-            "build it with deploy/guest-image/build, or set machine.initramfs",
+            "build it with deploy/initramfs/build, or set machine.initramfs",
         ),
     ]
     .into_iter()

@@ -136,6 +136,7 @@ async fn boot_and_attach(
         if attached.is_err() {
             hopeless.cancel();
         }
+        failpoint::reached("start.attached").await;
         (attached, monotonic_ns())
     };
     let (booted, (attached, attached_ns)) = tokio::join!(boot(node, plan, prepared, &hopeless), attach);

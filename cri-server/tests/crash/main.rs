@@ -13,11 +13,12 @@ mod support;
 use cri_server::failpoint::is_held;
 use support::{TestNode, eventually};
 
-const START: [&str; 6] = [
+const START: [&str; 7] = [
     "start.reserved",
     "start.directory",
     "start.prepared",
     "start.launched",
+    "start.attached",
     "start.booted",
     "start.configured",
 ];

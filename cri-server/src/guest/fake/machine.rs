@@ -154,20 +154,24 @@ impl FakeMachine {
         let first = self.exit.send_if_modified(|now| {
             let first = now.is_none();
             if first {
+                self.leave_console(exit);
                 *now = Some(exit);
             }
             first
         });
         if first {
-            // What a VMM leaves that had the time to.
-            if matches!(exit, MachineExit::Exited(_)) {
-                drop(std::fs::write(
-                    self.layout.console_log(),
-                    lock(&self.console).as_bytes(),
-                ));
-            }
             self.agent.stop();
             lock(&self.tasks).abort_all();
+        }
+    }
+
+    /// What a VMM leaves that had the time to. It is complete before anybody can see the end, as with a process.
+    fn leave_console(&self, exit: MachineExit) {
+        if matches!(exit, MachineExit::Exited(_)) {
+            drop(std::fs::write(
+                self.layout.console_log(),
+                lock(&self.console).as_bytes(),
+            ));
         }
     }
 
