@@ -12,5 +12,5 @@ mod traces;
 pub mod wait;
 
 pub use cri::{Cri, PodSpec};
-pub use node::Node;
+pub use node::{Node, PLUGIN_SECONDS};
 pub use require::skip;

@@ -19,6 +19,9 @@ use crate::{
 /// Name of the image in the node's registry.
 const IMAGE: &str = "e2e/busybox:latest";
 const BRIDGE: &str = "cpe2e0";
+/// How long a CNI plugin may take.
+pub const PLUGIN_SECONDS: u64 = 20;
+const CONFLIST: &str = "net.d/10-e2e.conflist";
 
 /// A daemon and what it needs.
 #[derive(Debug)]
@@ -147,7 +150,7 @@ impl Node {
         Ok(())
     }
 
-    /// Starts a daemon on the same directories and waits until it answers.
+    /// Starts a daemon on the same directories and waits until it has found its pods again.
     ///
     /// # Errors
     /// With the end of its log.
@@ -179,7 +182,7 @@ impl Node {
             let cri = Cri::connect(self.socket()).await.ok()?;
             cri.runtime
                 .clone()
-                .version(proto::cri::v1::VersionRequest::default())
+                .list_pod_sandbox(proto::cri::v1::ListPodSandboxRequest::default())
                 .await
                 .ok()?;
             Some(cri)
@@ -208,20 +211,48 @@ impl Node {
             self.state.path().display(),
             self.bundle.display(),
         );
-        let net = self.run.path().join("net.d");
-        fs_err::create_dir_all(&net)?;
-        let list = fs_err::read_to_string(self.bundle.join("deploy/cni/10-clearpod.conflist"))?
-            .replace("\"cni0\"", &format!("\"{BRIDGE}\""))
-            .replace("/run/cni/networks", &format!("{run}/ipam"))
-            .replace("10.88.", "10.214.")
-            .replace("fd00:10:88:", "fd00:10:214:");
-        fs_err::write(net.join("10-e2e.conflist"), list)?;
+        self.write_network()?;
         let config = format!(
             "state = \"{state}\"\nrun = \"{run}\"\n[machine]\nvmm = \"{bundle}/bin/clearpod-vmm\"\n\
              kernel = \"{bundle}/share/vmlinux\"\ninitramfs = \"{bundle}/share/initramfs.cpio\"\n\
-             [network]\nconf_dir = \"{run}/net.d\"\ncache_dir = \"{run}/cni\"\nplugin_seconds = 20\n{extra}"
+             [network]\nconf_dir = \"{run}/net.d\"\ncache_dir = \"{run}/cni\"\nplugin_seconds = {PLUGIN_SECONDS}\n\
+             bin_dirs = [\"/opt/cni/bin\", \"/usr/lib/cni\", \"{run}/cni-bin\"]\n{extra}"
         );
         Ok(fs_err::write(self.run.path().join("config.toml"), config)?)
+    }
+
+    /// Adds a CNI plugin to the end of the chain: a shell script that gets `CNI_COMMAND`. Another one replaces it.
+    ///
+    /// # Errors
+    /// Of the file system, or of a configuration that has no list of plugins.
+    pub fn set_last_plugin(&self, script: Option<&str>) -> Result<()> {
+        self.write_network()?;
+        let Some(script) = script else {
+            return Ok(());
+        };
+        let directory = self.run.path().join("cni-bin");
+        fs_err::create_dir_all(&directory)?;
+        let program = directory.join("e2e-plugin");
+        fs_err::write(&program, format!("#!/bin/sh\n{script}\n"))?;
+        fs_err::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let path = self.run.path().join(CONFLIST);
+        let mut list: serde_json::Value = serde_json::from_str(&fs_err::read_to_string(&path)?)?;
+        list["plugins"]
+            .as_array_mut()
+            .context("plugins")?
+            .push(serde_json::json!({"type": "e2e-plugin"}));
+        Ok(fs_err::write(path, list.to_string())?)
+    }
+
+    fn write_network(&self) -> Result<()> {
+        let run = self.run.path();
+        fs_err::create_dir_all(run.join("net.d"))?;
+        let list = fs_err::read_to_string(self.bundle.join("deploy/cni/10-clearpod.conflist"))?
+            .replace("\"cni0\"", &format!("\"{BRIDGE}\""))
+            .replace("/run/cni/networks", &format!("{}/ipam", run.display()))
+            .replace("10.88.", "10.214.")
+            .replace("fd00:10:88:", "fd00:10:214:");
+        Ok(fs_err::write(run.join(CONFLIST), list)?)
     }
 
     fn socket(&self) -> PathBuf {

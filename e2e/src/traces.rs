@@ -15,7 +15,13 @@ pub(crate) fn list(run: &Path, state: &Path) -> Vec<String> {
     ] {
         files(&dir, &mut traces);
     }
-    traces.retain(|trace| !trace.ends_with("/lock") && !trace.contains("/last_reserved_ip"));
+    // What host-local keeps of a network as long as it exists, whether pods are on it or not.
+    let of_the_network = |trace: &String| {
+        Path::new(trace).parent() == Some(&run.join("ipam"))
+            || trace.ends_with("/lock")
+            || trace.contains("/last_reserved_ip")
+    };
+    traces.retain(|trace| !of_the_network(trace));
     traces.extend(
         lines_with("ip", &["-o", "link"], "veth")
             .into_iter()

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, skip, wait};
+use e2e::{Node, PLUGIN_SECONDS, PodSpec, skip, wait};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -27,7 +27,7 @@ async fn the_death_of_a_part_costs_what_depends_on_it_and_no_more() -> Result<()
     a_daemon_killed_while_pods_start_leaves_nothing(&mut node)
         .await
         .context("daemon killed in a start")?;
-    a_plugin_that_fails_takes_everything_back(&mut node)
+    a_plugin_that_fails_takes_everything_back(&node)
         .await
         .context("failing CNI plugin")?;
     let after = node.traces();
@@ -166,21 +166,34 @@ async fn a_daemon_killed_while_pods_start_leaves_nothing(node: &mut Node) -> Res
     Ok(())
 }
 
-async fn a_plugin_that_fails_takes_everything_back(node: &mut Node) -> Result<()> {
-    let file = node.directory().join("net.d/10-e2e.conflist");
-    let good = fs_err::read_to_string(&file)?;
-    // The bridge plugin refuses this address range when it is asked for an address.
-    fs_err::write(&file, good.replace("10.214.0.0/16", "10.214.0.0/33"))?;
-    let before = node.traces();
-    let error = node
-        .cri()
-        .run_pod(&node.pod("no-network"))
-        .await
-        .err()
-        .context("the pod must not start")?;
-    let after = node.traces();
-    fs_err::write(&file, good)?;
-    ensure!(error.message().contains("CNI plugin"), "{error}");
-    ensure!(before == after, "left behind: {after:#?}");
-    Ok(())
+async fn a_plugin_that_fails_takes_everything_back(node: &Node) -> Result<()> {
+    // The plugins before it have done their work, which has to be undone.
+    for (script, wanted, at_most) in [
+        (
+            r#"[ "$CNI_COMMAND" != ADD ] && exit; echo '{"cniVersion": "1.0.0", "code": 100, "msg": "no more leases"}'; exit 1"#,
+            "no more leases",
+            wait::CALL,
+        ),
+        // Its child holds the pipe open: both have to go.
+        (
+            r#"[ "$CNI_COMMAND" != ADD ] && exit; sleep 1000"#,
+            "e2e-plugin",
+            Duration::from_secs(2 * PLUGIN_SECONDS),
+        ),
+    ] {
+        node.set_last_plugin(Some(script))?;
+        let before = node.traces();
+        let since = Instant::now();
+        let error = node
+            .cri()
+            .run_pod(&node.pod("no-network"))
+            .await
+            .err()
+            .context("the pod must not start")?;
+        ensure!(error.message().contains(wanted), "{error}");
+        ensure!(since.elapsed() < at_most, "{:?}", since.elapsed());
+        let after = node.traces();
+        ensure!(before == after, "left behind: {after:#?}");
+    }
+    node.set_last_plugin(None)
 }

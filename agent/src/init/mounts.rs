@@ -135,6 +135,8 @@ fn new_file_system(
     content: Content,
 ) -> io::Result<OwnedFd> {
     let context = fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // What /proc/mounts shows first, and what programs look for there.
+    fsconfig_set_string(&context, "source", filesystem)?;
     for (key, value) in options {
         match value {
             Some(value) => fsconfig_set_string(&context, key.as_str(), value.as_str())?,

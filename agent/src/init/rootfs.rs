@@ -35,6 +35,8 @@ pub(crate) fn leave_agent() -> Result<(), Failure> {
 pub(crate) fn mount(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .context(ErrorCode::Mount, || "open file system overlay".to_owned())?;
+    fsconfig_set_string(&overlay, "source", "overlay")
+        .context(ErrorCode::Mount, || "name the overlay".to_owned())?;
     // One call per layer instead of one option string: a page's worth of option text would not hold 128 layers.
     for layer in &rootfs.layers {
         fsconfig_set_string(&overlay, "lowerdir+", layer).context(ErrorCode::Mount, || {

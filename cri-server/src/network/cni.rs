@@ -2,9 +2,18 @@
 //!
 //! The record of an ADD is stored before the first plugin runs and again with the result. DEL works from the record
 //! alone, so that it undoes what was done even when the configuration has changed or the ADD never came to its end.
+//!
+//! A daemon that is killed leaves the plugin that it ran running. Killing that as well would leave half of its work where
+//! no DEL looks for it; so it comes to its end, holding a lock, and the next daemon's DEL waits for that.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -14,6 +23,9 @@ use super::{
     namespace_path,
     plugin::{Invocation, Verb},
 };
+
+/// Between two looks at a lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What was, or may have been, done for a pod.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,11 +41,15 @@ impl Record {
         config.cache_dir.join(format!("{sandbox_id}.json"))
     }
 
+    fn lock_path(config: &NetworkConfig, sandbox_id: &str) -> PathBuf {
+        config.cache_dir.join(format!("{sandbox_id}.lock"))
+    }
+
     pub(super) fn load(config: &NetworkConfig, sandbox_id: &str) -> Result<Option<Self>, NetworkError> {
         let path = Self::path(config, sandbox_id);
         let text = match fs_err::read(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(NetworkError::system("read the record of a CNI ADD", error)),
         };
         serde_json::from_slice(&text)
@@ -49,25 +65,32 @@ impl Record {
         let path = Self::path(config, &self.pod.sandbox_id);
         let new = path.with_extension("new");
         let stored = fs_err::create_dir_all(&config.cache_dir)
-            .and_then(|()| fs_err::write(&new, serde_json::to_vec(self).map_err(std::io::Error::from)?))
+            .and_then(|()| fs_err::write(&new, serde_json::to_vec(self).map_err(io::Error::from)?))
             .and_then(|()| fs_err::rename(&new, &path));
         stored.map_err(|error| NetworkError::system("store the record of a CNI ADD", error))
     }
 
     pub(super) fn forget(config: &NetworkConfig, sandbox_id: &str) -> Result<(), NetworkError> {
-        match fs_err::remove_file(Self::path(config, sandbox_id)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(NetworkError::system("remove the record of a CNI ADD", error))
+        // The record last: it is what a later DEL knows of all this.
+        for path in [
+            Self::lock_path(config, sandbox_id),
+            Self::path(config, sandbox_id),
+        ] {
+            match fs_err::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(NetworkError::system("remove the record of a CNI ADD", error));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Sandbox ids that have a record.
     pub(super) fn ids(config: &NetworkConfig) -> Result<Vec<String>, NetworkError> {
         let entries = match fs_err::read_dir(&config.cache_dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(NetworkError::system("list the records of CNI ADDs", error)),
         };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -86,7 +109,10 @@ pub(super) async fn add(config: &NetworkConfig, pod: &PodNetwork) -> Result<Valu
         result: None,
     };
     record.store(config)?;
-    match chain_add(config, &record).await {
+    let lock = lock_add(config, &pod.sandbox_id)?;
+    let added = chain_add(config, &record, &lock).await;
+    drop(lock);
+    match added {
         Ok(result) => {
             record.result = Some(result.clone());
             record.store(config)?;
@@ -101,12 +127,38 @@ pub(super) async fn add(config: &NetworkConfig, pod: &PodNetwork) -> Result<Valu
     }
 }
 
-async fn chain_add(config: &NetworkConfig, record: &Record) -> Result<Value, NetworkError> {
+async fn chain_add(config: &NetworkConfig, record: &Record, lock: &File) -> Result<Value, NetworkError> {
     let mut result = Value::Null;
     for plugin in &record.list.plugins {
-        result = run(config, record, Verb::Add, plugin, &result).await?;
+        result = run(config, record, Verb::Add, plugin, &result, Some(lock)).await?;
     }
     Ok(result)
+}
+
+/// The lock of an ADD (flock(2)): as long as this file, or a plugin that inherited it, is there.
+fn lock_add(config: &NetworkConfig, sandbox_id: &str) -> Result<File, NetworkError> {
+    let failed = |error| NetworkError::system("lock a CNI ADD", error);
+    let file = fs_err::File::create(Record::lock_path(config, sandbox_id)).map_err(failed)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| failed(errno.into()))?;
+    Ok(file.into_parts().0)
+}
+
+/// Waits for the plugin of an ADD that nobody saw the end of, for as long as a plugin may run.
+async fn wait_for_add(config: &NetworkConfig, sandbox_id: &str) {
+    let Ok(file) = fs_err::File::open(Record::lock_path(config, sandbox_id)) else {
+        return;
+    };
+    let over = async {
+        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            tokio::time::sleep(LOCK_PAUSE).await;
+        }
+    };
+    if tokio::time::timeout(config.plugin_deadline(), over)
+        .await
+        .is_err()
+    {
+        tracing::warn!(sandbox = sandbox_id, "a CNI plugin of an earlier ADD still runs");
+    }
 }
 
 /// Runs DEL backwards through the recorded chain and forgets the record. Nothing recorded: nothing to do.
@@ -114,9 +166,12 @@ pub(super) async fn del(config: &NetworkConfig, sandbox_id: &str) -> Result<(), 
     let Some(record) = Record::load(config, sandbox_id)? else {
         return Ok(());
     };
+    if record.result.is_none() {
+        wait_for_add(config, sandbox_id).await;
+    }
     let result = record.result.clone().unwrap_or(Value::Null);
     for plugin in record.list.plugins.iter().rev() {
-        run(config, &record, Verb::Del, plugin, &result).await?;
+        run(config, &record, Verb::Del, plugin, &result, None).await?;
     }
     Record::forget(config, sandbox_id)
 }
@@ -133,7 +188,7 @@ pub(super) async fn check(config: &NetworkConfig, sandbox_id: &str) -> Result<()
     }
     let result = record.result.clone().unwrap_or(Value::Null);
     for plugin in &record.list.plugins {
-        run(config, &record, Verb::Check, plugin, &result).await?;
+        run(config, &record, Verb::Check, plugin, &result, None).await?;
     }
     Ok(())
 }
@@ -144,6 +199,7 @@ async fn run(
     verb: Verb,
     plugin: &Map<String, Value>,
     previous: &Value,
+    lock: Option<&File>,
 ) -> Result<Value, NetworkError> {
     let namespace = namespace_path(&config.namespace_dir, &record.pod.sandbox_id);
     let args = cni_args(&record.pod);
@@ -158,6 +214,7 @@ async fn run(
         args: &args,
         bin_dirs: &config.bin_dirs,
         deadline: config.plugin_deadline(),
+        lock,
     };
     invocation
         .run(
@@ -320,6 +377,37 @@ mod tests {
         assert_eq!(Record::ids(&scripted.config).unwrap(), ["pod1"]);
         del(&scripted.config, "pod1").await.unwrap();
         assert_eq!(scripted.calls()[2..], ["second DEL", "first DEL"]);
+    }
+
+    #[tokio::test]
+    async fn del_waits_for_the_plugin_of_an_add_that_was_cut_short() {
+        let scripted = Scripted::new(
+            r#"[ "$CNI_COMMAND" = DEL ] && exit 0; sleep 0.5; echo late >> "${0%/*}/log"; echo '{}'"#,
+            "echo '{}'",
+        );
+        // As a daemon that is killed: nobody waits for the plugin any more, and it goes on.
+        let (_, list) = NetworkList::load(&scripted.config.conf_dir).unwrap();
+        let record = Record {
+            pod: pod(),
+            list,
+            result: None,
+        };
+        record.store(&scripted.config).unwrap();
+        let lock = lock_add(&scripted.config, "pod1").unwrap();
+        let mut plugin = std::process::Command::new(scripted.dir.path().join("first"));
+        plugin
+            .env("CNI_COMMAND", "ADD")
+            .stdin(std::process::Stdio::null());
+        crate::sys::spawn::detach(&mut plugin, None, vec![lock.into()]);
+        let mut plugin = {
+            let child = plugin.stdout(std::process::Stdio::null()).spawn().unwrap();
+            drop(plugin);
+            child
+        };
+        del(&scripted.config, "pod1").await.unwrap();
+        assert_eq!(scripted.calls(), ["first ADD", "late", "second DEL", "first DEL"]);
+        assert_eq!(fs_err::read_dir(&scripted.config.cache_dir).unwrap().count(), 0);
+        plugin.wait().unwrap();
     }
 
     #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::{
     env,
+    fs::File,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -17,6 +19,7 @@ use tokio::{
 };
 
 use super::{INTERFACE, NetworkError};
+use crate::sys::spawn::detach;
 
 /// A result is a few hundred bytes; more than this is refused.
 const MAX_ANSWER: u64 = 1024 * 1024;
@@ -51,6 +54,8 @@ pub(super) struct Invocation<'a> {
     pub(super) args: &'a str,
     pub(super) bin_dirs: &'a [PathBuf],
     pub(super) deadline: Duration,
+    /// Stays open, and locked, as long as the plugin or a child of it runs.
+    pub(super) lock: Option<&'a File>,
 }
 
 impl Invocation<'_> {
@@ -64,7 +69,7 @@ impl Invocation<'_> {
             .map(Pid::from_raw);
         let answer = timeout(self.deadline, converse(&mut child, configuration.to_string())).await;
         if let (Err(_), Some(group)) = (&answer, group) {
-            // The plugin leads a process group of its own, so its children (ipam, iptables) end with it.
+            // The plugin leads a session of its own, so its children (ipam, iptables) end with it.
             if let Err(errno) = nix::sys::signal::killpg(group, Signal::SIGKILL) {
                 tracing::warn!(plugin, %errno, "cannot kill a CNI plugin that hangs");
             }
@@ -84,8 +89,11 @@ impl Invocation<'_> {
     }
 
     fn spawn(&self, binary: &Path) -> Result<Child, NetworkError> {
+        let failed = |source| NetworkError::system(format!("start CNI plugin {}", binary.display()), source);
+        let lock = self.lock.map(File::try_clone).transpose().map_err(failed)?;
         let bin_path = env::join_paths(self.bin_dirs).unwrap_or_default();
-        Command::new(binary)
+        let mut command = Command::new(binary);
+        command
             .env_clear()
             .env(
                 "PATH",
@@ -100,10 +108,13 @@ impl Invocation<'_> {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|source| NetworkError::system(format!("start CNI plugin {}", binary.display()), source))
+            .kill_on_drop(true);
+        detach(
+            command.as_std_mut(),
+            None,
+            lock.into_iter().map(OwnedFd::from).collect(),
+        );
+        command.spawn().map_err(failed)
     }
 
     fn judge(&self, plugin: &str, answer: &Answer) -> Result<Value, NetworkError> {
@@ -243,6 +254,7 @@ mod tests {
             args: "IgnoreUnknown=1",
             bin_dirs: &plugins.dirs,
             deadline,
+            lock: None,
         };
         invocation.run("scripted", &json!({"name": "pods"})).await
     }

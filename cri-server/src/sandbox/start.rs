@@ -133,10 +133,10 @@ async fn boot_and_attach(
     let launched_ns = monotonic_ns();
     let attach = async {
         let attached = node.network.attach(&plan.network).await;
-        if attached.is_err() {
-            hopeless.cancel();
+        match attached {
+            Ok(_) => failpoint::reached("start.attached").await,
+            Err(_) => hopeless.cancel(),
         }
-        failpoint::reached("start.attached").await;
         (attached, monotonic_ns())
     };
     let (booted, (attached, attached_ns)) = tokio::join!(boot(node, plan, prepared, &hopeless), attach);
