@@ -234,6 +234,8 @@ fn launch_spec(node: &Node, plan: &SandboxPlan, prepared: Prepared) -> Result<La
                 max: plan.vcpus,
             },
             memory_mib: plan.memory_mib,
+            memory_hotplug_mib: 0,
+            memory_shared: false,
             control: Layout::CONTROL.into(),
             console: Console {
                 ring_bytes: defaults.console_kib * 1024,

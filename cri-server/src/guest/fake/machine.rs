@@ -365,10 +365,7 @@ fn refusal(message: &str) -> Response {
 
 /// As the real launcher: an index without a descriptor starts nothing.
 fn check_descriptors(config: &MachineConfig, given: usize) -> io::Result<()> {
-    let sources = config.devices.iter().map(|device| match device {
-        Device::Net { tap, .. } => tap,
-        Device::Block { file, .. } | Device::Pmem { file, .. } => file,
-    });
+    let sources = config.devices.iter().filter_map(Device::source);
     for source in sources.chain([&config.kernel, &config.initramfs]) {
         if let FileSource::Fd(index) = source
             && usize::try_from(*index).is_ok_and(|index| index >= given)

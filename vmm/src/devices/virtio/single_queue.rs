@@ -47,21 +47,33 @@ impl ServedQueue {
         drop(self.active.notify.read());
         let queue = &mut self.active.queue;
         let (budget, mut used) = (queue.size(), 0);
-        while used < budget {
-            let Some(chain) = queue.pop_descriptor_chain(&self.memory) else {
-                break;
-            };
-            let head = chain.head_index();
-            let written = serve(&self.memory, chain);
-            if let Err(error) = queue.add_used(&self.memory, head, written) {
-                // The ring was valid when the device was started; an index beyond it is the guest's mistake.
-                tracing::debug!(%error, "a used buffer cannot be returned");
+        let mut deceived = false;
+        loop {
+            let before = used;
+            while used < budget {
+                let Some(chain) = queue.pop_descriptor_chain(&self.memory) else {
+                    break;
+                };
+                let head = chain.head_index();
+                let written = serve(&self.memory, chain);
+                if let Err(error) = queue.add_used(&self.memory, head, written) {
+                    // The ring was valid when the device was started; an index beyond it is the guest's mistake.
+                    tracing::debug!(%error, "a used buffer cannot be returned");
+                }
+                used += 1;
             }
-            used += 1;
-        }
-        if used == budget {
-            // Fails only when the counter is full: then it is readable already.
-            drop(self.active.notify.write(1));
+            if used == budget {
+                // Fails only when the counter is full: then it is readable already.
+                drop(self.active.notify.write(1));
+                break;
+            }
+            // From here on the driver rings again. More that has come until then is served; an index which the ring cannot
+            // have looks the same, but only once.
+            let more = queue.enable_notification(&self.memory).unwrap_or(false);
+            if !more || deceived && used == before {
+                break;
+            }
+            deceived = used == before;
         }
         if used > 0 && queue.needs_notification(&self.memory).unwrap_or(true) {
             self.interrupt.signal_queue(self.index);
