@@ -196,7 +196,10 @@ mod tests {
             let layout = RamLayout::new(ram, 3 * GIB);
             assert_eq!(layout.hotplug(), start * GIB..(start + 3) * GIB);
             assert_eq!(layout.ranges().last(), Some(&layout.hotplug()));
-            assert_eq!(layout.memory_map().len(), RamLayout::new(ram, 0).memory_map().len());
+            assert_eq!(
+                layout.memory_map().len(),
+                RamLayout::new(ram, 0).memory_map().len()
+            );
             assert_eq!(layout.file_window(36).start, (start + 3) * GIB);
         }
         assert!(RamLayout::new(GIB, 60 * GIB).fits(36));

@@ -147,10 +147,7 @@ mod tests {
                 [(0, 3 * GIB), (4 * GIB, GIB), (6 * GIB, 128 * MIB)]
             );
             let host = memory.iter().map(|region| region.as_ptr().addr());
-            assert!(
-                host.into_iter()
-                    .all(|address| address.is_multiple_of(HUGE_PAGE))
-            );
+            assert!(host.into_iter().all(|address| address.is_multiple_of(HUGE_PAGE)));
         }
     }
 

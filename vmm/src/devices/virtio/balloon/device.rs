@@ -67,7 +67,9 @@ impl Balloon {
     /// The host would like the guest to do without this much.
     pub(crate) fn hold(&mut self, mib: u64) -> Result<(), HoldError> {
         let max = self.memory_mib;
-        let pages = u32::try_from(mib).ok().and_then(|mib| mib.checked_mul(PAGES_PER_MIB));
+        let pages = u32::try_from(mib)
+            .ok()
+            .and_then(|mib| mib.checked_mul(PAGES_PER_MIB));
         let (Some(pages), true) = (pages, mib <= max) else {
             return Err(HoldError { asked: mib, max });
         };

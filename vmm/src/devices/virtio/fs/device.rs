@@ -152,7 +152,10 @@ impl MutEventSubscriber for Fs {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         match (&self.state, events.data()) {
             (State::Served(served), SOCKET) => {
-                warn!(tag = self.tag, "fs: the backend has gone; its file system fails from now on");
+                warn!(
+                    tag = self.tag,
+                    "fs: the backend has gone; its file system fails from now on"
+                );
                 let calls = served
                     .queues
                     .iter()

@@ -254,10 +254,7 @@ mod tests {
             discarded = Some((address, bytes));
             Ok(())
         };
-        assert_eq!(
-            blocks.answer(Request::Unplug(span(1, 2)), recording),
-            Answer::Ack
-        );
+        assert_eq!(blocks.answer(Request::Unplug(span(1, 2)), recording), Answer::Ack);
         assert_eq!(discarded, Some((START + BLOCK, 2 * BLOCK)));
     }
 
@@ -267,12 +264,14 @@ mod tests {
             let mut blocks = blocks(32);
             for (kind, first, count, requested) in requests {
                 let before = blocks.plugged();
-                let answer = ask(&mut blocks, match kind {
+                blocks.request(requested * BLOCK);
+                let request = match kind {
                     0 => Request::Plug(span(first, count)),
                     1 => Request::Unplug(span(first, count)),
                     2 if first == 0 => Request::UnplugAll,
-                    _ => { blocks.request(requested * BLOCK); Request::State(span(first, count)) }
-                });
+                    _ => Request::State(span(first, count)),
+                };
+                let answer = ask(&mut blocks, request);
                 let count = blocks.plugged.iter().filter(|plugged| **plugged).count() as u64;
                 prop_assert_eq!(blocks.plugged(), count * BLOCK);
                 if blocks.plugged() > before {

@@ -83,7 +83,7 @@ impl Mem {
     }
 
     /// Answers what is in the queue.
-    pub(super) fn pass(&mut self) {
+    pub(crate) fn pass(&mut self) {
         let blocks = &mut self.blocks;
         if let Some(active) = &mut self.active {
             active
@@ -131,7 +131,27 @@ fn serve(blocks: &mut Blocks, memory: &GuestMemory, chain: Chain<'_>) -> u32 {
 
 /// `struct virtio_mem_req`; `None`: a type that does not exist.
 fn parse(bytes: [u8; REQUEST_BYTES]) -> Option<Request> {
-    let [t0, t1, _, _, _, _, _, _, a0, a1, a2, a3, a4, a5, a6, a7, n0, n1, ..] = bytes;
+    let [
+        t0,
+        t1,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        a0,
+        a1,
+        a2,
+        a3,
+        a4,
+        a5,
+        a6,
+        a7,
+        n0,
+        n1,
+        ..,
+    ] = bytes;
     let span = Span {
         address: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
         count: u16::from_le_bytes([n0, n1]),

@@ -6,8 +6,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::testing::{CountedInterrupt, DriverQueue, WRITE, activation, guest_memory};
 use super::super::{GuestMemory, VirtioDevice};
-use super::*;
 use super::device::ResizeError;
+use super::*;
 use crate::memory::layout::RamLayout;
 use crate::memory::map_ram;
 
@@ -66,10 +66,7 @@ impl Guest {
 #[test]
 fn the_configuration_follows_the_host_and_the_driver() {
     let mut guest = Guest::new();
-    assert_eq!(
-        guest.config(),
-        [2 * MIB, 0, START, 128 * MIB, 128 * MIB, 0, 0]
-    );
+    assert_eq!(guest.config(), [2 * MIB, 0, START, 128 * MIB, 128 * MIB, 0, 0]);
     let generation = guest.device.config_generation();
     guest.device.resize(64).unwrap();
     assert_ne!(guest.device.config_generation(), generation);
@@ -95,7 +92,7 @@ fn unplugged_memory_goes_back_to_the_host() {
     (0..4).for_each(|block| touch(&guest, block));
     assert_eq!(guest.ask(UNPLUG, START + 2 * MIB, 2), (0, 0));
     let left = |guest: &Guest| -> Vec<u16> {
-        let at = |block| GuestAddress(START + block * 2 * MIB);
+        let at = |block: u64| GuestAddress(START + block * 2 * MIB);
         (0..4)
             .map(|block| guest.memory.read_obj(at(block)).unwrap())
             .collect()
