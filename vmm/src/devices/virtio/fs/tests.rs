@@ -1,6 +1,7 @@
 //! The device between a driver that the test plays and a backend that a thread plays (`backend`).
 
 mod backend;
+mod virtiofsd;
 
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -74,7 +75,11 @@ impl FakeBackend {
     pub(super) fn start(socket: UnixStream, behaviour: Behaviour) -> Self {
         let (sender, heard) = channel();
         let ours = socket.try_clone().unwrap();
-        let thread = std::thread::spawn(move || while serve(&socket, behaviour, &sender).is_some() {});
+        let thread = std::thread::spawn(move || {
+            while serve(&socket, behaviour, &sender).is_some() {}
+            // Fails only where the front end was first.
+            drop(socket.shutdown(Shutdown::Both));
+        });
         Self {
             heard,
             kept: Vec::new(),
@@ -104,7 +109,7 @@ impl FakeBackend {
 
     /// As a process that was killed.
     pub(super) fn die(&mut self) {
-        self.socket.shutdown(std::net::Shutdown::Both).unwrap();
+        self.socket.shutdown(Shutdown::Both).unwrap();
         self.thread.take().unwrap().join().unwrap();
     }
 
@@ -122,7 +127,7 @@ impl FakeBackend {
 impl Drop for FakeBackend {
     fn drop(&mut self) {
         // Both fail where it has died in the test.
-        drop(self.socket.shutdown(std::net::Shutdown::Both));
+        drop(self.socket.shutdown(Shutdown::Both));
         drop(self.thread.take().map(JoinHandle::join));
     }
 }
