@@ -1,10 +1,13 @@
 //! Each refusal names its field.
 
 use std::io::Write;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
-use proto::machine::{Console, FileSource};
+use nix::sys::socket::SockType;
+use proto::machine::{Console, Device, FileSource};
 
+use super::device::parse_mac;
 use super::*;
 
 fn config() -> MachineConfig {
