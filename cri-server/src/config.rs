@@ -21,6 +21,9 @@ const MAX_SOCKET_PATH: usize = 107;
 /// The longest thing below `run`: `/machines/<32 hex digits>/vsock.sock_<port>`.
 const LONGEST_BELOW_RUN: usize = "/machines/".len() + 32 + "/vsock.sock_65535".len();
 
+/// What the VMM can plug, at most, MiB.
+const MAX_MEMORY_MIB: u64 = 1024 * 1024;
+
 /// Everything that an operator can choose.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -73,6 +76,9 @@ pub struct MachineDefaults {
     pub memory_min_mib: u64,
     /// Added to a pod's memory limit for the guest's kernel and agent, MiB, when the pod names no overhead.
     pub memory_overhead_mib: u64,
+    /// A pod's guest can grow to this much while it runs, MiB; one that is as large from the start cannot grow, and with 0
+    /// none can. Costs nothing until it is used.
+    pub memory_max_mib: u64,
     /// Processors of a pod without a CPU limit.
     pub vcpus: u8,
     /// Processors of a pod are never more.
@@ -185,6 +191,7 @@ impl Default for MachineDefaults {
             memory_mib: 512,
             memory_min_mib: 128,
             memory_overhead_mib: 64,
+            memory_max_mib: 16 * 1024,
             vcpus: 1,
             vcpus_max: 32,
             scratch_mib: 10 * 1024,
@@ -309,6 +316,9 @@ impl Config {
                 "must be at least memory_min_mib, and that at least 64",
             );
         }
+        if machine.memory_max_mib > MAX_MEMORY_MIB {
+            return refuse("machine.memory_max_mib", "must be at most 1048576");
+        }
         if machine.vcpus == 0 || machine.vcpus > machine.vcpus_max {
             return refuse("machine.vcpus", "must be between 1 and vcpus_max");
         }
@@ -429,6 +439,7 @@ mod tests {
             (long.as_str(), "run"),
             ("[machine]\nvcpus = 0", "machine.vcpus"),
             ("[machine]\nmemory_mib = 1", "machine.memory_mib"),
+            ("[machine]\nmemory_max_mib = 1048577", "machine.memory_max_mib"),
             ("[machine]\nconsole_kib = 1", "machine.console_kib"),
             ("[container]\nnofile = [2, 1]", "container.nofile"),
             ("[deadlines]\nboot_s = 0", "deadlines"),

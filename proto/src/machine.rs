@@ -33,6 +33,14 @@ pub struct MachineConfig {
     pub vcpus: Vcpus,
     /// Guest memory in MiB.
     pub memory_mib: u64,
+    /// Most that a memory device can add to it, MiB, a multiple of 128. Address space: it costs nothing until the guest
+    /// plugs it.
+    #[serde(default)]
+    pub memory_hotplug_mib: u64,
+    /// Guest memory is one file that a [`Device::Fs`] backend can map. Off, it is private to the VMM, and the host can back
+    /// it with huge pages without further ado.
+    #[serde(default)]
+    pub memory_shared: bool,
     /// Where the control socket is made.
     pub control: PathBuf,
     /// Guest console.
@@ -120,6 +128,30 @@ pub enum Device {
         /// Rounded up to 2 MiB in the guest's view; the rest reads as zeros.
         file: FileSource,
     },
+    /// virtio-fs, served by a vhost-user backend; needs [`MachineConfig::memory_shared`].
+    Fs {
+        /// Unique in the Machine.
+        id: String,
+        /// A unix stream socket that is connected to the backend: always a descriptor. The VMM closes it with the device.
+        socket: FileSource,
+        /// What the guest mounts by; 1 to 36 bytes.
+        tag: String,
+        /// Request queues, 1 to 16.
+        queues: u16,
+        /// Descriptors of each queue, a power of two from 16 to 1024.
+        queue_size: u16,
+    },
+    /// virtio-mem: all of [`MachineConfig::memory_hotplug_mib`], nothing of it plugged. One at most. It can be removed while
+    /// nothing is plugged.
+    Memory {
+        /// Unique in the Machine.
+        id: String,
+    },
+    /// virtio-balloon: memory that the guest frees goes back to the host (free page reporting). One at most.
+    Balloon {
+        /// Unique in the Machine.
+        id: String,
+    },
 }
 
 impl Device {
@@ -127,7 +159,35 @@ impl Device {
     #[must_use]
     pub fn id(&self) -> &str {
         match self {
-            Self::Net { id, .. } | Self::Block { id, .. } | Self::Pmem { id, .. } => id,
+            Self::Net { id, .. }
+            | Self::Block { id, .. }
+            | Self::Pmem { id, .. }
+            | Self::Fs { id, .. }
+            | Self::Memory { id }
+            | Self::Balloon { id } => id,
+        }
+    }
+
+    /// The file that it is made of, if it is made of one.
+    #[must_use]
+    pub fn source(&self) -> Option<&FileSource> {
+        match self {
+            Self::Net { tap: file, .. }
+            | Self::Block { file, .. }
+            | Self::Pmem { file, .. }
+            | Self::Fs { socket: file, .. } => Some(file),
+            Self::Memory { .. } | Self::Balloon { .. } => None,
+        }
+    }
+
+    /// Likewise, to be changed.
+    pub fn source_mut(&mut self) -> Option<&mut FileSource> {
+        match self {
+            Self::Net { tap: file, .. }
+            | Self::Block { file, .. }
+            | Self::Pmem { file, .. }
+            | Self::Fs { socket: file, .. } => Some(file),
+            Self::Memory { .. } | Self::Balloon { .. } => None,
         }
     }
 }
@@ -148,6 +208,17 @@ pub enum Request {
         /// Its name.
         id: String,
     },
+    /// Asks the guest to have this much of the memory device plugged. The answer says that it was asked; how far it has
+    /// got is in [`Stats`].
+    ResizeMemory {
+        /// MiB beyond [`MachineConfig::memory_mib`], a multiple of 2.
+        plugged_mib: u64,
+    },
+    /// Asks the guest to have this much of its memory in the balloon, which it takes back before it runs out of memory.
+    ResizeBalloon {
+        /// MiB.
+        held_mib: u64,
+    },
     /// The console ring, oldest byte first.
     Console {},
     /// Counters.
@@ -167,7 +238,7 @@ pub enum Response {
         /// "0000:00:05.0"
         pci_address: String,
     },
-    /// To `RemoveDevice` and `Stop`.
+    /// To `RemoveDevice`, `ResizeMemory`, `ResizeBalloon` and `Stop`.
     Done {},
     /// To `Console`; bytes that are not UTF-8 are replaced.
     Console {
@@ -223,6 +294,34 @@ pub struct DevicePlace {
 pub struct Stats {
     /// VM exits that reached the VMM, by kind.
     pub exits: std::collections::BTreeMap<String, u64>,
+    /// Absent: there is no memory device.
+    #[serde(default)]
+    pub memory: Option<MemoryStats>,
+    /// Absent: there is no balloon.
+    #[serde(default)]
+    pub balloon: Option<BalloonStats>,
+}
+
+/// How far a memory device has got; MiB beyond [`MachineConfig::memory_mib`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStats {
+    /// What can be plugged.
+    pub max_mib: u64,
+    /// What the guest was asked for.
+    pub requested_mib: u64,
+    /// What it has plugged. It stays above a smaller request while the memory is in use.
+    pub plugged_mib: u64,
+}
+
+/// What a balloon has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStats {
+    /// What the guest was asked to hold, MiB.
+    pub requested_mib: u64,
+    /// What it says that it holds, MiB.
+    pub held_mib: u64,
+    /// Free memory that the guest reported and the host took back, bytes since the start; some of it more than once.
+    pub reported_bytes: u64,
 }
 
 /// How a VMM process ended, as its exit code.
@@ -298,6 +397,31 @@ mod tests {
             r#"{"op":"add_device","device":{"kind":"pmem","id":"layer-1","file":{"fd":0}}}"#
         );
         assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+    }
+
+    #[test]
+    fn what_an_older_side_does_not_know_is_absent() {
+        let text = r#"{"version":1,"id":"a","kernel":{"path":"k"},"initramfs":{"path":"i"},
+            "vcpus":{"boot":1,"max":1},"memory_mib":128,"control":"c","console":{"ring_bytes":4096}}"#;
+        let config: MachineConfig = serde_json::from_str(text).unwrap();
+        assert_eq!((config.memory_hotplug_mib, config.memory_shared), (0, false));
+        let stats: Stats = serde_json::from_str(r#"{"exits":{}}"#).unwrap();
+        assert_eq!(stats, Stats::default());
+    }
+
+    #[test]
+    fn a_file_of_a_device_can_be_renamed_where_there_is_one() {
+        let mut device = Device::Fs {
+            id: "v".to_owned(),
+            socket: FileSource::Fd(0),
+            tag: "v".to_owned(),
+            queues: 1,
+            queue_size: 128,
+        };
+        *device.source_mut().unwrap() = FileSource::Fd(7);
+        assert_eq!(device.source(), Some(&FileSource::Fd(7)));
+        let balloon = Device::Balloon { id: "b".to_owned() };
+        assert_eq!((balloon.id(), balloon.source()), ("b", None));
     }
 
     #[test]

@@ -3,15 +3,22 @@
 //! `proto::machine::MachineConfig` is what the daemon wrote; [`Plan`] is what can be built: every number in range, every
 //! file open, nothing left to refuse but what the host refuses.
 
-use std::collections::BTreeSet;
+mod device;
+
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use proto::machine::{CONFIG_VERSION, Device, FileSource, MachineConfig, Vcpus, Vsock};
+use proto::machine::{CONFIG_VERSION, MachineConfig, Vcpus, Vsock};
 
+use self::device::{check_devices, check_id};
 use crate::files::{self, Descriptors, FileError};
 use crate::memory::layout::COMMAND_LINE_SIZE;
 use crate::x86_64::command_line;
+
+pub(crate) use self::device::{
+    DeviceError, DeviceKind, FS_TAG_BYTES, FsShape, PreparedDevice, prepare_device,
+};
 
 /// A Machine ready to be built.
 #[derive(Debug)]
@@ -23,27 +30,13 @@ pub(crate) struct Plan {
     pub(crate) command_line: String,
     pub(crate) vcpus: Vcpus,
     pub(crate) memory_bytes: u64,
+    pub(crate) hotplug_bytes: u64,
+    pub(crate) memory_shared: bool,
     pub(crate) control: PathBuf,
     pub(crate) console_bytes: usize,
     pub(crate) console_dump: Option<PathBuf>,
     pub(crate) vsock: Option<Vsock>,
     pub(crate) devices: Vec<PreparedDevice>,
-}
-
-/// A device whose file is open.
-#[derive(Debug)]
-pub(crate) struct PreparedDevice {
-    pub(crate) id: String,
-    pub(crate) file: File,
-    pub(crate) kind: DeviceKind,
-}
-
-/// What is made of a device's file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DeviceKind {
-    Net { mac: [u8; 6] },
-    Block { read_only: bool },
-    Pmem,
 }
 
 /// Why a configuration is refused.
@@ -53,7 +46,7 @@ pub(crate) enum ConfigError {
     Read {
         path: PathBuf,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     #[error("the configuration file {path} is not valid")]
     Parse {
@@ -73,31 +66,11 @@ pub(crate) enum ConfigError {
     },
 }
 
-/// Why a device is refused, at start or at run time.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum DeviceError {
-    #[error(
-        "id {0:?} is empty, longer than 128 bytes, or has other characters than letters, digits, '-', '_' and '.'"
-    )]
-    Id(String),
-    #[error("id {0:?} is in use")]
-    Duplicate(String),
-    #[error(
-        "device {id}: mac {mac:?} is not six hexadecimal bytes of a unicast address, such as 02:00:00:00:00:01"
-    )]
-    Mac { id: String, mac: String },
-    #[error("device {id}")]
-    File {
-        id: String,
-        #[source]
-        source: FileError,
-    },
-}
-
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 32..=(1 << 20);
+const HOTPLUG_MIB: std::ops::RangeInclusive<u64> = 0..=(1 << 20);
+/// Linux's smallest unit of memory hot-plug on x86-64.
+const HOTPLUG_UNIT_MIB: u64 = 128;
 const CONSOLE_BYTES: std::ops::RangeInclusive<u32> = 4096..=(16 << 20);
-/// Room for a digest with a word before it.
-const ID_BYTES: usize = 128;
 /// The MP table's APIC ids have eight bits, and one is the IOAPIC's.
 const VCPUS_MAX: u8 = 254;
 /// A configuration is a few kilobytes; one per image layer is the most that it grows.
@@ -111,7 +84,7 @@ pub(crate) fn load(path: &Path) -> Result<Plan, ConfigError> {
     };
     let size = std::fs::metadata(path).map_err(read)?.len();
     if size > FILE_LIMIT {
-        return Err(read(std::io::ErrorKind::FileTooLarge.into()));
+        return Err(read(io::ErrorKind::FileTooLarge.into()));
     }
     let text = std::fs::read(path).map_err(read)?;
     let config = serde_json::from_slice(&text).map_err(|source| ConfigError::Parse {
@@ -144,6 +117,13 @@ fn check(config: &MachineConfig) -> Result<(), ConfigError> {
             format!("{} is not within {MEMORY_MIB:?}", config.memory_mib),
         );
     }
+    let hotplug = config.memory_hotplug_mib;
+    if !HOTPLUG_MIB.contains(&hotplug) || !hotplug.is_multiple_of(HOTPLUG_UNIT_MIB) {
+        return field(
+            "memory_hotplug_mib",
+            format!("{hotplug} is not within {HOTPLUG_MIB:?}, or no multiple of {HOTPLUG_UNIT_MIB}"),
+        );
+    }
     if !CONSOLE_BYTES.contains(&config.console.ring_bytes) {
         let bytes = config.console.ring_bytes;
         return field(
@@ -157,7 +137,7 @@ fn check(config: &MachineConfig) -> Result<(), ConfigError> {
     {
         return field("vsock.guest_cid", format!("{} is reserved", vsock.guest_cid));
     }
-    let line = command_line::complete(config.vcpus.boot, config.vcpus.max, &config.command_line);
+    let line = complete_command_line(config);
     if line.len() >= COMMAND_LINE_SIZE || line.contains(['\0', '\n']) {
         let problem = format!(
             "{} bytes with ours, or a NUL or line end in it; {COMMAND_LINE_SIZE} is too long",
@@ -165,13 +145,12 @@ fn check(config: &MachineConfig) -> Result<(), ConfigError> {
         );
         return field("command_line", problem);
     }
-    let mut ids = BTreeSet::new();
-    for device in &config.devices {
-        if !ids.insert(device.id()) {
-            return Err(DeviceError::Duplicate(device.id().to_owned()).into());
-        }
-    }
-    Ok(())
+    check_devices(&config.devices).map_err(ConfigError::Device)
+}
+
+fn complete_command_line(config: &MachineConfig) -> String {
+    let Vcpus { boot, max } = config.vcpus;
+    command_line::complete(boot, max, config.memory_hotplug_mib > 0, &config.command_line)
 }
 
 /// Opens the files of a checked configuration.
@@ -185,70 +164,20 @@ fn prepare(config: MachineConfig, descriptors: &mut Descriptors) -> Result<Plan,
         .map(|device| prepare_device(device, descriptors));
     let devices = devices.collect::<Result<_, _>>()?;
     Ok(Plan {
-        command_line: command_line::complete(config.vcpus.boot, config.vcpus.max, &config.command_line),
+        command_line: complete_command_line(&config),
         id: config.id,
         kernel,
         initramfs,
         vcpus: config.vcpus,
         memory_bytes: config.memory_mib << 20,
+        hotplug_bytes: config.memory_hotplug_mib << 20,
+        memory_shared: config.memory_shared,
         control: config.control,
         console_bytes: config.console.ring_bytes as usize,
         console_dump: config.console.dump,
         vsock: config.vsock,
         devices,
     })
-}
-
-/// Checks a device and opens its file.
-pub(crate) fn prepare_device(
-    device: &Device,
-    descriptors: &mut Descriptors,
-) -> Result<PreparedDevice, DeviceError> {
-    let id = device.id().to_owned();
-    check_id(&id)?;
-    let (source, writable, kind): (&FileSource, bool, DeviceKind) = match device {
-        Device::Net { tap, mac, .. } => {
-            let parsed = parse_mac(mac);
-            let mac = parsed.ok_or_else(|| DeviceError::Mac {
-                id: id.clone(),
-                mac: mac.clone(),
-            })?;
-            (tap, true, DeviceKind::Net { mac })
-        }
-        Device::Block { file, read_only, .. } => (
-            file,
-            !read_only,
-            DeviceKind::Block {
-                read_only: *read_only,
-            },
-        ),
-        Device::Pmem { file, .. } => (file, false, DeviceKind::Pmem),
-    };
-    match files::open(source, descriptors, writable) {
-        Ok(file) => Ok(PreparedDevice { id, file, kind }),
-        Err(source) => Err(DeviceError::File { id, source }),
-    }
-}
-
-fn check_id(id: &str) -> Result<(), DeviceError> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if id.is_empty() || id.len() > ID_BYTES || !id.bytes().all(plain) {
-        return Err(DeviceError::Id(id.to_owned()));
-    }
-    Ok(())
-}
-
-/// Six bytes in hexadecimal; a group address is no address of an interface.
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        let part = parts
-            .next()
-            .filter(|part| part.len() == 2 && !part.starts_with('+'))?;
-        *byte = u8::from_str_radix(part, 16).ok()?;
-    }
-    (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
 }
 
 #[cfg(test)]

@@ -137,6 +137,20 @@ impl ControlClient {
         }
     }
 
+    /// Asks the guest to have this much memory plugged beyond what it was started with, MiB, a multiple of 2. How far it has
+    /// got is in [`Self::stats`]; it may stay above a smaller wish while its memory is in use.
+    ///
+    /// # Errors
+    /// [`ControlError`]; `Refused` when the Machine cannot grow as far, or has no memory device.
+    pub async fn resize_memory(&self, plugged_mib: u64) -> Result<(), ControlError> {
+        let operation = "resize the memory";
+        let request = Request::ResizeMemory { plugged_mib };
+        match self.request(operation, &request, &[]).await? {
+            Response::Done {} => Ok(()),
+            other => Err(unexpected(operation, &other)),
+        }
+    }
+
     /// What the guest wrote to its console: printable text and line ends, the newest `limit` bytes at most.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use proto::machine::{Device, FileSource, MachineConfig};
+use proto::machine::{FileSource, MachineConfig};
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{
@@ -262,9 +262,8 @@ fn name_descriptors(config: &mut MachineConfig, inherited: &[OwnedFd]) -> Result
     name("initramfs", &mut config.initramfs)?;
     for device in &mut config.devices {
         let field = format!("device {}", device.id());
-        match device {
-            Device::Net { tap, .. } => name(&field, tap)?,
-            Device::Block { file, .. } | Device::Pmem { file, .. } => name(&field, file)?,
+        if let Some(source) = device.source_mut() {
+            name(&field, source)?;
         }
     }
     Ok(())

@@ -22,6 +22,9 @@ use crate::{
 /// Names of devices that every Machine has.
 pub(super) const NET: &str = "net0";
 pub(super) const SCRATCH: &str = "scratch";
+pub(super) const BALLOON: &str = "balloon";
+/// Every Machine that can grow has it.
+pub(super) const MEMORY: &str = "memory";
 /// A layer's device is named by its transport and the first [`DIGITS`] hexadecimal digits of its digest.
 const PMEM: &str = "pmem-";
 const BLOCK: &str = "blk-";

@@ -17,6 +17,8 @@ use crate::{
 pub(crate) const HANDLER: &str = "clearpod";
 
 const MIB: u64 = 1024 * 1024;
+/// The VMM takes multiples of it (`MachineConfig::memory_hotplug_mib`).
+const HOTPLUG_UNIT_MIB: u64 = 128;
 /// unix(7) host names: what the kernel takes.
 const MAX_HOSTNAME: usize = 64;
 
@@ -29,6 +31,8 @@ pub(crate) struct SandboxPlan {
     pub(crate) cgroup: Option<CgroupPlan>,
     pub(crate) network: PodNetwork,
     pub(crate) memory_mib: u64,
+    /// What the guest can plug beyond that.
+    pub(crate) memory_hotplug_mib: u64,
     pub(crate) vcpus: u8,
     pub(crate) hostname: String,
     /// `None`: that of the CNI plugins, else the host's.
@@ -95,6 +99,7 @@ pub(crate) fn plan(
             dns: dns.clone(),
         },
         memory_mib,
+        memory_hotplug_mib: hotplug(memory_mib, config),
         vcpus,
         hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
         dns,
@@ -149,6 +154,12 @@ fn size(linux: &cri::LinuxPodSandboxConfig, config: &Config) -> Result<(u64, u8)
         memory_mib.max(machine.memory_min_mib),
         vcpus.clamp(1, machine.vcpus_max),
     ))
+}
+
+/// The rest up to the configured maximum, in the guest kernel's unit of memory hot-plug.
+fn hotplug(memory_mib: u64, config: &Config) -> u64 {
+    let rest = config.machine.memory_max_mib.saturating_sub(memory_mib);
+    rest - rest % HOTPLUG_UNIT_MIB
 }
 
 fn cgroup(

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     error::{RequestError, chain},
-    live::{Live, NET, SCRATCH},
+    live::{BALLOON, Live, MEMORY, NET, SCRATCH},
     node::{Node, random_bytes},
     plan::SandboxPlan,
     state::Acquired,
@@ -235,6 +235,8 @@ fn launch_spec(node: &Node, plan: &SandboxPlan, prepared: Prepared) -> Result<La
                 max: plan.vcpus,
             },
             memory_mib: plan.memory_mib,
+            memory_hotplug_mib: plan.memory_hotplug_mib,
+            memory_shared: false,
             control: Layout::CONTROL.into(),
             console: Console {
                 ring_bytes: defaults.console_kib * 1024,
@@ -245,18 +247,7 @@ fn launch_spec(node: &Node, plan: &SandboxPlan, prepared: Prepared) -> Result<La
                 guest_cid: 3,
                 socket: Layout::VSOCK.into(),
             }),
-            devices: vec![
-                Device::Net {
-                    id: NET.to_owned(),
-                    tap: FileSource::Fd(0),
-                    mac: first_mac(&plan.id),
-                },
-                Device::Block {
-                    id: SCRATCH.to_owned(),
-                    file: FileSource::Fd(1),
-                    read_only: false,
-                },
-            ],
+            devices: devices(plan),
         },
         inherited,
         cgroup: plan
@@ -264,6 +255,30 @@ fn launch_spec(node: &Node, plan: &SandboxPlan, prepared: Prepared) -> Result<La
             .as_ref()
             .map(|plan| plan.cgroup.directory().to_owned()),
     })
+}
+
+fn devices(plan: &SandboxPlan) -> Vec<Device> {
+    let mut devices = vec![
+        Device::Net {
+            id: NET.to_owned(),
+            tap: FileSource::Fd(0),
+            mac: first_mac(&plan.id),
+        },
+        Device::Block {
+            id: SCRATCH.to_owned(),
+            file: FileSource::Fd(1),
+            read_only: false,
+        },
+        Device::Balloon {
+            id: BALLOON.to_owned(),
+        },
+    ];
+    if plan.memory_hotplug_mib > 0 {
+        devices.push(Device::Memory {
+            id: MEMORY.to_owned(),
+        });
+    }
+    devices
 }
 
 /// The guest starts before the plugins have chosen its address; this one is replaced when it is configured.

@@ -84,8 +84,12 @@ pub(crate) fn boot(plan: Plan, process_started: u64) -> Result<Machine, BootErro
     let kvm = kvm::open()?;
     let processors = Processors::ask(&kvm, plan.vcpus)?;
 
-    let layout = RamLayout::new(plan.memory_bytes);
-    let ram = memory::map_ram(layout)?;
+    let layout = RamLayout::new(plan.memory_bytes, plan.hotplug_bytes);
+    if !layout.fits(processors.address_bits()) {
+        let size = plan.hotplug_bytes;
+        return Err(KvmError::AddressSpace { size }.into());
+    }
+    let ram = memory::map_ram(layout, plan.memory_shared)?;
     let entry = payload::load(&plan, &ram, layout)?;
     let vm = Arc::new(Vm::new(&kvm, ram, layout, processors.address_bits())?);
     let vcpus = processors.create(&vm, entry)?;
@@ -271,6 +275,7 @@ fn own_device(bus: &Bus, services: &Services, device: SharedDevice) -> Result<At
         device,
         subscription: None,
         region: None,
+        adjustable: None,
     })
 }
 
@@ -280,7 +285,12 @@ fn configured_device(
     bus: &Bus,
     services: &Services,
 ) -> Result<AttachedDevice, BootError> {
-    let BuiltDevice { id, device, region } = table::build(prepared, vm)?;
+    let BuiltDevice {
+        id,
+        device,
+        region,
+        adjustable,
+    } = table::build(prepared, vm)?;
     let slot = attach(bus, services, &device)?;
     Ok(AttachedDevice {
         id: Some(id),
@@ -288,5 +298,6 @@ fn configured_device(
         device,
         subscription: None,
         region,
+        adjustable,
     })
 }

@@ -209,7 +209,7 @@ mod tests {
             cmdline_paddr: 0,
             reserved: 0,
         };
-        let layout = RamLayout::new(32 << 20);
+        let layout = RamLayout::new(32 << 20, 0);
         write_start_info(&memory, module, layout).unwrap();
         write_command_line(&memory, "quiet").unwrap();
         let word = |at: u64| memory.read_obj::<u32>(GuestAddress(at)).unwrap();

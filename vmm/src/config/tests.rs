@@ -1,10 +1,13 @@
 //! Each refusal names its field.
 
 use std::io::Write;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
-use proto::machine::Console;
+use nix::sys::socket::SockType;
+use proto::machine::{Console, Device, FileSource};
 
+use super::device::parse_mac;
 use super::*;
 
 fn config() -> MachineConfig {
@@ -16,6 +19,8 @@ fn config() -> MachineConfig {
         command_line: "quiet".to_owned(),
         vcpus: Vcpus { boot: 1, max: 2 },
         memory_mib: 128,
+        memory_hotplug_mib: 0,
+        memory_shared: false,
         control: "control.sock".into(),
         console: Console {
             ring_bytes: 65536,
@@ -53,20 +58,26 @@ fn a_good_configuration_becomes_a_plan() {
     let plan = prepare(config, &mut Descriptors::none()).unwrap();
     assert_eq!(plan.memory_bytes, 128 << 20);
     assert!(plan.command_line.ends_with(" quiet"), "{}", plan.command_line);
-    assert_eq!(plan.devices[0].kind, DeviceKind::Pmem);
+    assert!(matches!(plan.devices[0].kind, DeviceKind::Pmem { .. }));
 }
 
 type Change = fn(&mut MachineConfig);
 
 #[test]
 fn every_refusal_names_its_field() {
-    let cases: [(&str, Change); 9] = [
+    let cases: [(&str, Change); 11] = [
         ("version: 7", |config| config.version = 7),
         ("id: ", |config| config.id = "../x".to_owned()),
         ("vcpus: boot 0", |config| config.vcpus.boot = 0),
         ("vcpus: boot 3", |config| config.vcpus.boot = 3),
         ("vcpus: boot 1 and max 255", |config| config.vcpus.max = 255),
         ("memory_mib: 1 ", |config| config.memory_mib = 1),
+        ("memory_hotplug_mib: 100 ", |config| {
+            config.memory_hotplug_mib = 100;
+        }),
+        ("memory_hotplug_mib: 1048704 ", |config| {
+            config.memory_hotplug_mib = (1 << 20) + 128;
+        }),
         ("console.ring_bytes: 1 ", |config| config.console.ring_bytes = 1),
         ("command_line: ", |config| config.command_line = "x".repeat(2048)),
         ("vsock.guest_cid: 2", |config| {
@@ -96,12 +107,78 @@ fn missing_files_and_bad_devices_are_named() {
     );
     let text = refusal(|config| config.devices = vec![pmem("l", "/dev/null"), pmem("l", "/dev/null")]);
     assert!(text.contains("\"l\" is in use"), "{text}");
+    let memory = |id: &str| Device::Memory { id: id.to_owned() };
+    let text = refusal(|config| config.devices = vec![memory("m"), memory("n")]);
+    assert!(text.contains("device n: the Machine has another"), "{text}");
+    let balloon = |id: &str| Device::Balloon { id: id.to_owned() };
+    let text = refusal(|config| config.devices = vec![balloon("b"), memory("m"), balloon("c")]);
+    assert!(text.contains("device c: the Machine has another"), "{text}");
     let digest = format!("pmem-{}", "0".repeat(64));
     assert!(check_id(&digest).is_ok() && check_id(&"0".repeat(129)).is_err());
     let text = refusal(|config| config.devices.push(pmem("a b", "/dev/null")));
     assert!(text.contains("\"a b\""), "{text}");
     let text = refusal(|config| config.initramfs = FileSource::Fd(1000));
     assert!(text.starts_with("initramfs: ") && text.contains("1000"), "{text}");
+}
+
+fn fs(change: impl FnOnce(&mut String, &mut u16, &mut u16)) -> Device {
+    let (mut tag, mut queues, mut queue_size) = ("data".to_owned(), 1, 128);
+    change(&mut tag, &mut queues, &mut queue_size);
+    Device::Fs {
+        id: "v".to_owned(),
+        socket: FileSource::Fd(0),
+        tag,
+        queues,
+        queue_size,
+    }
+}
+
+#[test]
+fn a_file_system_needs_a_shape_that_can_be_and_a_socket_with_a_peer() {
+    let device = |device: &Device, file: OwnedFd| prepare_device(device, &mut Descriptors::sent(vec![file]));
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let prepared = device(&fs(|_, _, _| {}), ours.into()).unwrap();
+    let DeviceKind::Fs { shape, .. } = prepared.kind else {
+        panic!("{prepared:?}");
+    };
+    let tag = "data".to_owned();
+    assert_eq!(
+        shape,
+        FsShape {
+            tag,
+            queues: 1,
+            queue_size: 128
+        }
+    );
+
+    let refused = |changed: Device, field: &str| {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let text = device(&changed, ours.into()).unwrap_err().to_string();
+        assert!(text.starts_with(&format!("device v: {field}")), "{text}");
+    };
+    refused(fs(|tag, _, _| tag.clear()), "tag \"\"");
+    refused(fs(|tag, _, _| *tag = "x".repeat(37)), "tag ");
+    refused(fs(|tag, _, _| tag.push('\0')), "tag ");
+    refused(fs(|_, queues, _| *queues = 0), "queues: 0");
+    refused(fs(|_, queues, _| *queues = 17), "queues: 17");
+    refused(fs(|_, _, size| *size = 8), "queue_size: 8");
+    refused(fs(|_, _, size| *size = 100), "queue_size: 100");
+
+    let unconnected = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Unix,
+        SockType::Stream,
+        nix::sys::socket::SockFlag::empty(),
+        None,
+    );
+    let datagrams = std::os::unix::net::UnixDatagram::pair().unwrap().0;
+    for file in [
+        unconnected.unwrap(),
+        datagrams.into(),
+        tempfile::tempfile().unwrap().into(),
+    ] {
+        let text = device(&fs(|_, _, _| {}), file).unwrap_err().to_string();
+        assert!(text.starts_with("device v: socket: "), "{text}");
+    }
 }
 
 #[test]

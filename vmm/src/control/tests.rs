@@ -90,6 +90,7 @@ fn requests_of_one_client_are_answered_in_order() {
             count += 1;
             Response::Stats(Stats {
                 exits: [("n".to_owned(), count)].into(),
+                ..Stats::default()
             })
         },
         |path| {

@@ -3,7 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::virtio::balloon::Balloon;
 use super::virtio::block::{Block, DiskError};
+use super::virtio::fs::{Fs, FsError};
+use super::virtio::mem::Mem;
 use super::virtio::net::{Net, NetError};
 use super::virtio::pmem::Pmem;
 use crate::config::{DeviceKind, PreparedDevice};
@@ -32,6 +37,14 @@ pub(crate) enum BuildDeviceError {
         #[source]
         source: NetError,
     },
+    #[error("cannot make device {id} a file system")]
+    Fs {
+        id: String,
+        #[source]
+        source: FsError,
+    },
+    #[error("device {id}: memory_hotplug_mib is 0, so there is nothing to plug")]
+    NoHotplug { id: String },
     #[error("cannot make device {id} a disk")]
     Disk {
         id: String,
@@ -45,33 +58,67 @@ pub(crate) struct BuiltDevice {
     pub(crate) id: String,
     pub(crate) device: SharedDevice,
     pub(crate) region: Option<FileRegion>,
+    pub(crate) adjustable: Option<Adjustable>,
+}
+
+/// A device that the daemon changes while it runs.
+#[derive(Debug, Clone)]
+pub(crate) enum Adjustable {
+    Memory(Arc<Mutex<Mem>>),
+    Balloon(Arc<Mutex<Balloon>>),
 }
 
 /// Builds `prepared`. What was mapped is unmapped if it fails.
 pub(crate) fn build(prepared: PreparedDevice, vm: &Vm) -> Result<BuiltDevice, BuildDeviceError> {
-    let PreparedDevice { id, file, kind } = prepared;
-    let (device, region): (SharedDevice, _) = match kind {
-        DeviceKind::Net { mac } => match Net::new(mac, OwnedFd::from(file)) {
-            Ok(net) => (Arc::new(Mutex::new(net)), None),
+    let PreparedDevice { id, kind } = prepared;
+    let (mut region, mut adjustable) = (None, None);
+    let device: SharedDevice = match kind {
+        DeviceKind::Net { tap, mac } => match Net::new(mac, OwnedFd::from(tap)) {
+            Ok(net) => Arc::new(Mutex::new(net)),
             Err(source) => return Err(BuildDeviceError::Net { id, source }),
         },
-        DeviceKind::Block { read_only } => match Block::new(&id, file, read_only) {
-            Ok(block) => (Arc::new(Mutex::new(block)), None),
+        DeviceKind::Block { file, read_only } => match Block::new(&id, file, read_only) {
+            Ok(block) => Arc::new(Mutex::new(block)),
             Err(source) => return Err(BuildDeviceError::Disk { id, source }),
         },
-        DeviceKind::Pmem => {
+        DeviceKind::Pmem { file } => {
             let mapping = match FileMapping::new(&file) {
                 Ok(mapping) => mapping,
                 Err(source) => return Err(BuildDeviceError::Mapping { id, source }),
             };
             match vm.map_file(mapping) {
-                Ok(region) => (
-                    Arc::new(Mutex::new(Pmem::new(region.address, region.size))),
-                    Some(region),
-                ),
+                Ok(mapped) => {
+                    let device = Pmem::new(mapped.address, mapped.size);
+                    region = Some(mapped);
+                    Arc::new(Mutex::new(device))
+                }
                 Err(source) => return Err(BuildDeviceError::Region { id, source }),
             }
         }
+        DeviceKind::Fs { socket, shape } => match Fs::new(socket, shape, vm.memory()) {
+            Ok(fs) => Arc::new(Mutex::new(fs)),
+            Err(source) => return Err(BuildDeviceError::Fs { id, source }),
+        },
+        DeviceKind::Memory => {
+            let hotplug = vm.layout().hotplug();
+            if hotplug.is_empty() {
+                return Err(BuildDeviceError::NoHotplug { id });
+            }
+            let memory = Arc::new(Mutex::new(Mem::new(&hotplug)));
+            adjustable = Some(Adjustable::Memory(Arc::clone(&memory)));
+            memory
+        }
+        DeviceKind::Balloon => {
+            let bytes = vm.memory().iter().map(GuestMemoryRegion::len).sum::<u64>();
+            let balloon = Arc::new(Mutex::new(Balloon::new(bytes >> 20)));
+            adjustable = Some(Adjustable::Balloon(Arc::clone(&balloon)));
+            balloon
+        }
     };
-    Ok(BuiltDevice { id, device, region })
+    Ok(BuiltDevice {
+        id,
+        device,
+        region,
+        adjustable,
+    })
 }

@@ -4,6 +4,7 @@
 //! rest is the memory that sane descriptors would point to.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -13,7 +14,10 @@ use std::sync::{Arc, OnceLock};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::answer_queue;
+use crate::devices::virtio::fs::fail_queue;
+use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::testing::{DriverQueue, WRITE, activation_of, guest_memory};
 use crate::devices::virtio::vsock::Vsock;
@@ -27,6 +31,8 @@ const AVAILABLE: u64 = 0x100;
 const USED: u64 = 0x200;
 /// Where orderly rings of the harness itself lie, beyond what the input reaches.
 const HARNESS: u64 = 0x8_0000;
+/// What the memory device can plug: where an address of the input may well be, with the zeros that it mostly consists of.
+const PLUGGABLE: Range<u64> = 0x80_0000..0x100_0000;
 
 /// Packets of a guest's vsock driver, and a host that answers some connections.
 pub fn vsock_packet(input: &[u8]) {
@@ -115,12 +121,63 @@ pub fn net_tx(input: &[u8]) {
     }
 }
 
+/// Requests of a guest's memory driver.
+pub fn mem_request(input: &[u8]) {
+    let ranges = [
+        (GuestAddress(0), MEMORY),
+        (GuestAddress(PLUGGABLE.start), 8 << 20),
+    ];
+    let Ok(memory) = GuestMemory::from_ranges(&ranges) else {
+        return;
+    };
+    if fill(&memory, input).is_none() {
+        return;
+    }
+    let mut device = Mem::new(&PLUGGABLE);
+    let wish = input.first().copied().map_or(0, u64::from);
+    let activation = activation_of(&memory, vec![hostile_queue(0)], device.features());
+    if device.activate(activation).is_err() {
+        return;
+    }
+    for mib in [wish, 4, 0] {
+        drop(device.resize(mib));
+        device.pass();
+        let stats = device.stats();
+        assert!(stats.plugged_mib <= stats.max_mib, "{stats:?}");
+    }
+}
+
+/// Pages that a guest's balloon driver gives away.
+pub fn balloon_pages(input: &[u8]) {
+    let Some(memory) = memory_with(input) else { return };
+    let mut device = Balloon::new(1);
+    let queues = [0, RINGS, RINGS, 0, RINGS].map(hostile_queue).into();
+    let activation = activation_of(&memory, queues, device.features());
+    if device.activate(activation).is_ok() {
+        device.pass();
+        device.deactivate();
+    }
+}
+
+/// Requests of a guest's file system driver whose backend has gone.
+pub fn fs_orphan(input: &[u8]) {
+    let Some(memory) = memory_with(input) else { return };
+    let mut activation = activation_of(&memory, vec![hostile_queue(0)], 0);
+    if let Some(queue) = activation.queues.pop() {
+        fail_queue(&memory, queue, activation.interrupt);
+    }
+}
+
 /// Guest memory that begins with the input.
 fn memory_with(input: &[u8]) -> Option<GuestMemory> {
     let memory = guest_memory(MEMORY);
-    let image = &input[..input.len().min(HARNESS as usize)];
-    memory.write_slice(image, GuestAddress(0)).ok()?;
+    fill(&memory, input)?;
     Some(memory)
+}
+
+fn fill(memory: &GuestMemory, input: &[u8]) -> Option<()> {
+    let image = &input[..input.len().min(HARNESS as usize)];
+    memory.write_slice(image, GuestAddress(0)).ok()
 }
 
 /// A queue whose rings, at `base`, are the input's.
@@ -186,6 +243,9 @@ mod tests {
             vsock_packet(&input);
             block_request(&input);
             net_tx(&input);
+            mem_request(&input);
+            balloon_pages(&input);
+            fs_orphan(&input);
         }
     }
 }

@@ -29,6 +29,7 @@ pub(crate) struct Vm {
     files: Mutex<FileSlots>,
     /// Held so that the memory outlives the slots that KVM has over it.
     memory: GuestMemory,
+    layout: RamLayout,
 }
 
 /// Where files may be mapped, and which slot numbers are free.
@@ -83,7 +84,16 @@ impl Vm {
             free: Vec::new(),
             next,
         });
-        Ok(Self { fd, files, memory })
+        Ok(Self {
+            fd,
+            files,
+            memory,
+            layout,
+        })
+    }
+
+    pub(crate) fn layout(&self) -> RamLayout {
+        self.layout
     }
 
     pub(crate) fn memory(&self) -> &GuestMemory {

@@ -36,7 +36,12 @@ pub(crate) fn attach(
 impl Machine {
     /// Adds a built device to the running Machine.
     pub(super) fn attach(&mut self, built: BuiltDevice) -> Result<Slot, AttachError> {
-        let BuiltDevice { id, device, region } = built;
+        let BuiltDevice {
+            id,
+            device,
+            region,
+            adjustable,
+        } = built;
         match attach(&self.bus, &self.services, &device) {
             Ok(slot) => {
                 self.devices.push(AttachedDevice {
@@ -45,6 +50,7 @@ impl Machine {
                     device,
                     subscription: None,
                     region,
+                    adjustable,
                 });
                 Ok(slot)
             }

@@ -22,6 +22,7 @@ use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use crate::bus::Bus;
 use crate::control::ControlServer;
 use crate::devices::ring::ConsoleRing;
+use crate::devices::table::Adjustable;
 use crate::event_loop::{Message, Subscriber};
 use crate::exit::{Ending, GuestEnd};
 use crate::kvm::{FileRegion, Vm};
@@ -68,6 +69,7 @@ pub(crate) struct AttachedDevice {
     /// While it is active.
     pub(crate) subscription: Option<SubscriberId>,
     pub(crate) region: Option<FileRegion>,
+    pub(crate) adjustable: Option<Adjustable>,
 }
 
 /// Where a Machine is in its life.

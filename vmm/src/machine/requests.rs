@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::os::fd::OwnedFd;
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use event_manager::SubscriberOps;
 use proto::machine::{Description, Device, DevicePlace, Request, Response, Stats, Timeline};
@@ -10,7 +10,9 @@ use proto::machine::{Description, Device, DevicePlace, Request, Response, Stats,
 use super::Machine;
 use crate::config::{DeviceError, prepare_device};
 use crate::control::{self, Received};
-use crate::devices::table;
+use crate::devices::table::{self, Adjustable};
+use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::mem::Mem;
 use crate::exit::{self, Ending};
 use crate::files::Descriptors;
 
@@ -44,6 +46,8 @@ impl Machine {
                 Err(error) => refusal(error.as_ref()),
             },
             Request::RemoveDevice { id } => self.remove_device(&id),
+            Request::ResizeMemory { plugged_mib } => self.resize_memory(plugged_mib),
+            Request::ResizeBalloon { held_mib } => self.resize_balloon(held_mib),
             Request::Console {} => {
                 let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
                 Response::Console {
@@ -51,9 +55,7 @@ impl Machine {
                     dropped: ring.dropped(),
                 }
             }
-            Request::Stats {} => Response::Stats(Stats {
-                exits: self.counters.read(),
-            }),
+            Request::Stats {} => Response::Stats(self.stats()),
             Request::Stop {} => {
                 self.end(Ending::stopped());
                 Response::Done {}
@@ -83,9 +85,64 @@ impl Machine {
         }
     }
 
+    fn stats(&self) -> Stats {
+        Stats {
+            exits: self.counters.read(),
+            memory: self.memory_device().map(|memory| locked(memory).stats()),
+            balloon: self.balloon().map(|balloon| locked(balloon).stats()),
+        }
+    }
+
+    fn resize_memory(&self, plugged_mib: u64) -> Response {
+        match self
+            .memory_device()
+            .map(|memory| locked(memory).resize(plugged_mib))
+        {
+            Some(Ok(())) => Response::Done {},
+            Some(Err(error)) => refusal(&error),
+            None => refused("the Machine has no memory device"),
+        }
+    }
+
+    fn resize_balloon(&self, held_mib: u64) -> Response {
+        match self.balloon().map(|balloon| locked(balloon).hold(held_mib)) {
+            Some(Ok(())) => Response::Done {},
+            Some(Err(error)) => refusal(&error),
+            None => refused("the Machine has no balloon"),
+        }
+    }
+
+    fn memory_device(&self) -> Option<&Mutex<Mem>> {
+        self.adjustables().find_map(|adjustable| match adjustable {
+            Adjustable::Memory(memory) => Some(memory.as_ref()),
+            Adjustable::Balloon(_) => None,
+        })
+    }
+
+    fn balloon(&self) -> Option<&Mutex<Balloon>> {
+        self.adjustables().find_map(|adjustable| match adjustable {
+            Adjustable::Balloon(balloon) => Some(balloon.as_ref()),
+            Adjustable::Memory(_) => None,
+        })
+    }
+
+    fn adjustables(&self) -> impl Iterator<Item = &Adjustable> {
+        self.devices
+            .iter()
+            .filter_map(|attached| attached.adjustable.as_ref())
+    }
+
     fn add_device(&mut self, device: &Device, descriptors: Vec<OwnedFd>) -> Result<String, Box<dyn Error>> {
         if self.position(device.id()).is_some() {
             return Err(DeviceError::Duplicate(device.id().to_owned()).into());
+        }
+        let second = match device {
+            Device::Memory { .. } => self.memory_device().is_some(),
+            Device::Balloon { .. } => self.balloon().is_some(),
+            _ => false,
+        };
+        if second {
+            return Err(DeviceError::Second(device.id().to_owned()).into());
         }
         let prepared = prepare_device(device, &mut Descriptors::sent(descriptors))?;
         let built = table::build(prepared, &self.vm)?;
@@ -94,10 +151,13 @@ impl Machine {
 
     fn remove_device(&mut self, id: &str) -> Response {
         let Some(position) = self.position(id) else {
-            return Response::Error {
-                message: format!("no device has the id {id:?}"),
-            };
+            return refused(&format!("no device has the id {id:?}"));
         };
+        if let Some(Adjustable::Memory(memory)) = &self.devices[position].adjustable
+            && locked(memory).stats().plugged_mib > 0
+        {
+            return refused(&format!("device {id}: the guest has memory of it plugged"));
+        }
         let attached = self.devices.remove(position);
         self.detach(attached);
         Response::Done {}
@@ -111,7 +171,16 @@ impl Machine {
 }
 
 fn refusal(error: &dyn Error) -> Response {
+    refused(&exit::one_line(error))
+}
+
+fn refused(message: &str) -> Response {
     Response::Error {
-        message: exit::one_line(error),
+        message: message.to_owned(),
     }
+}
+
+/// A device is consistent after every call: a panic in one does not spoil it.
+fn locked<D>(device: &Mutex<D>) -> MutexGuard<'_, D> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,6 +7,7 @@
 //! 0xC000_0000      .. +8 MiB      BARs as we preset them; the guest may move them within the hole
 //! 0xFEC0_0000      .. 4 GiB       IOAPIC, local APICs, and the four pages that KVM itself needs
 //! 4 GiB            ..             the rest of RAM
+//! next 2 GiB mark  ..             what a memory device (virtio-mem) can plug
 //! file window      ..             read-only files (virtio-pmem), each at a multiple of 2 MiB
 //! ```
 
@@ -48,33 +49,45 @@ const FILE_WINDOW: u64 = 64 * GIB;
 /// x86 huge page; Linux maps and hot-plugs device memory in this unit (sub-section).
 pub(crate) const FILE_ALIGN: u64 = 2 << 20;
 
+/// Linux on x86-64 hot-plugs memory in blocks of 128 MiB to 2 GiB; a region that begins at a multiple of the largest is
+/// usable from its first byte on.
+const HOTPLUG_ALIGN: u64 = 2 * GIB;
+
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
-/// How much RAM is below the hole and how much above 4 GiB.
+/// How much RAM is below the hole, how much above 4 GiB, and how much can be plugged later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RamLayout {
     low: u64,
     high: u64,
+    hotplug: u64,
 }
 
 impl RamLayout {
-    /// `bytes` is a multiple of 1 MiB, at least 32 MiB (`config` checks that).
-    pub(crate) fn new(bytes: u64) -> Self {
+    /// `bytes` is a multiple of 1 MiB, at least 32 MiB; `hotplug` a multiple of 128 MiB (`config` checks that).
+    pub(crate) fn new(bytes: u64, hotplug: u64) -> Self {
         let low = bytes.min(PCI_HOLE);
         Self {
             low,
             high: bytes - low,
+            hotplug,
         }
     }
 
-    /// The ranges that RAM fills, lowest first.
+    /// The ranges that guest memory fills, lowest first: RAM, then what can be plugged.
     pub(crate) fn ranges(self) -> Vec<Range<u64>> {
         let high = FOUR_GIB..FOUR_GIB + self.high;
-        [0..self.low, high]
+        [0..self.low, high, self.hotplug()]
             .into_iter()
             .filter(|range| !range.is_empty())
             .collect()
+    }
+
+    /// What a memory device can plug; empty if there is none. The guest's memory map does not tell of it: the device does.
+    pub(crate) fn hotplug(self) -> Range<u64> {
+        let start = self.end().max(FOUR_GIB).next_multiple_of(HOTPLUG_ALIGN);
+        start..start + self.hotplug
     }
 
     /// First address after the RAM below the hole.
@@ -82,8 +95,13 @@ impl RamLayout {
         self.low
     }
 
-    /// First address after all RAM.
-    pub(crate) fn end(self) -> u64 {
+    /// Whether a processor with this many address bits reaches all of it.
+    pub(crate) fn fits(self, address_bits: u8) -> bool {
+        self.hotplug == 0 || self.hotplug().end <= addressable(address_bits)
+    }
+
+    /// First address after the RAM that is there from the start.
+    fn end(self) -> u64 {
         if self.high > 0 {
             FOUR_GIB + self.high
         } else {
@@ -115,8 +133,13 @@ impl RamLayout {
     /// Where read-only files are mapped: from 64 GiB, or right above RAM if that is higher or if the processor has
     /// fewer than 38 address bits, to the end of what it can address.
     pub(crate) fn file_window(self, address_bits: u8) -> Range<u64> {
-        let end = 1_u64 << address_bits.clamp(32, 52);
-        let above_ram = self.end().max(FOUR_GIB).next_multiple_of(GIB);
+        let end = addressable(address_bits);
+        let memory_end = if self.hotplug > 0 {
+            self.hotplug().end
+        } else {
+            self.end().max(FOUR_GIB)
+        };
+        let above_ram = memory_end.next_multiple_of(GIB);
         let start = if end > 2 * FILE_WINDOW {
             above_ram.max(FILE_WINDOW)
         } else {
@@ -126,20 +149,24 @@ impl RamLayout {
     }
 }
 
+fn addressable(address_bits: u8) -> u64 {
+    1 << address_bits.clamp(32, 52)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn small_memory_is_one_range() {
-        let layout = RamLayout::new(128 << 20);
+        let layout = RamLayout::new(128 << 20, 0);
         assert!(matches!(layout.ranges().as_slice(), [range] if *range == (0..128 << 20)));
         assert_eq!(layout.end(), 128 << 20);
     }
 
     #[test]
     fn memory_beyond_three_gib_continues_at_four() {
-        let layout = RamLayout::new(5 * GIB);
+        let layout = RamLayout::new(5 * GIB, 0);
         assert_eq!(layout.ranges(), [0..PCI_HOLE, FOUR_GIB..FOUR_GIB + 2 * GIB]);
         assert_eq!(layout.low_end(), PCI_HOLE);
         assert_eq!(layout.end(), 6 * GIB);
@@ -148,7 +175,7 @@ mod tests {
     #[test]
     fn the_memory_map_never_overlaps_itself_and_tells_of_all_ram() {
         for mib in [32, 128, 3071, 3072, 3073, 9000] {
-            let layout = RamLayout::new(mib << 20);
+            let layout = RamLayout::new(mib << 20, 0);
             let mut map = layout.memory_map();
             map.sort_by_key(|entry| entry.addr);
             for pair in map.windows(2) {
@@ -164,10 +191,27 @@ mod tests {
     }
 
     #[test]
+    fn what_can_be_plugged_lies_between_ram_and_the_files_and_is_not_told_of() {
+        for (ram, start) in [(GIB, 4), (5 * GIB, 6), (6 * GIB, 8)] {
+            let layout = RamLayout::new(ram, 3 * GIB);
+            assert_eq!(layout.hotplug(), start * GIB..(start + 3) * GIB);
+            assert_eq!(layout.ranges().last(), Some(&layout.hotplug()));
+            assert_eq!(
+                layout.memory_map().len(),
+                RamLayout::new(ram, 0).memory_map().len()
+            );
+            assert_eq!(layout.file_window(36).start, (start + 3) * GIB);
+        }
+        assert!(RamLayout::new(GIB, 60 * GIB).fits(36));
+        assert!(!RamLayout::new(GIB, 61 * GIB).fits(36));
+        assert_eq!(RamLayout::new(GIB, 100 * GIB).file_window(46).start, 104 * GIB);
+    }
+
+    #[test]
     fn the_file_window_lies_above_ram_and_within_the_address_bits() {
-        assert_eq!(RamLayout::new(GIB).file_window(46), 64 * GIB..1 << 46);
-        assert_eq!(RamLayout::new(100 * GIB).file_window(46).start, 101 * GIB);
-        assert_eq!(RamLayout::new(GIB).file_window(36), 4 * GIB..64 * GIB);
-        assert!(RamLayout::new(80 * GIB).file_window(36).is_empty());
+        assert_eq!(RamLayout::new(GIB, 0).file_window(46), 64 * GIB..1 << 46);
+        assert_eq!(RamLayout::new(100 * GIB, 0).file_window(46).start, 101 * GIB);
+        assert_eq!(RamLayout::new(GIB, 0).file_window(36), 4 * GIB..64 * GIB);
+        assert!(RamLayout::new(80 * GIB, 0).file_window(36).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Guest memory in this process: RAM, and read-only files that the guest sees as memory.
+//! Guest memory in this process: RAM (`ram`), and read-only files that the guest sees as memory.
 
 #![expect(
     unsafe_code,
@@ -6,20 +6,18 @@
 )]
 
 pub(crate) mod layout;
+mod ram;
 pub(crate) mod windows;
+
+pub(crate) use self::ram::{discard, map_ram};
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::num::NonZero;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
-use vm_memory::mmap::MmapRegion;
-use vm_memory::{GuestAddress, GuestRegionMmap};
-
-use self::layout::{FILE_ALIGN, RamLayout};
-use crate::devices::virtio::GuestMemory;
+use self::layout::FILE_ALIGN;
 
 /// x86's; the alignment of everything that the guest sees as memory.
 const HUGE_PAGE: usize = FILE_ALIGN as usize;
@@ -45,43 +43,6 @@ pub(crate) enum MemoryError {
         #[source]
         source: io::Error,
     },
-}
-
-/// RAM: private anonymous memory without swap reservation, so that only what the guest touches is allocated.
-///
-/// It begins at a multiple of 2 MiB here as it does for the guest: only then can KVM map the host's huge pages as huge
-/// pages, and a boot takes twenty faults instead of seven thousand.
-pub(crate) fn map_ram(layout: RamLayout) -> Result<GuestMemory, MemoryError> {
-    let bytes = layout.ranges().iter().map(|range| range.end - range.start).sum();
-    let regions: Option<Vec<_>> = layout
-        .ranges()
-        .into_iter()
-        .map(|range| map_range(&range).transpose())
-        .collect();
-    let Some(regions) = regions else {
-        return Err(MemoryError::Regions { bytes });
-    };
-    let regions = regions.into_iter().collect::<io::Result<Vec<_>>>();
-    let regions = regions.map_err(|source| MemoryError::Ram { bytes, source })?;
-    GuestMemory::from_regions(regions).map_err(|_| MemoryError::Regions { bytes })
-}
-
-/// `None`: the range does not fit the process's addresses.
-fn map_range(range: &Range<u64>) -> io::Result<Option<GuestRegionMmap>> {
-    let Ok(size) = usize::try_from(range.end - range.start) else {
-        return Ok(None);
-    };
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let Some(reserved) = size.checked_add(HUGE_PAGE) else {
-        return Ok(None);
-    };
-    let start = align(reserve(reserved, prot)?);
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: `size` bytes from `start` on lie in the reservation, which is `HUGE_PAGE` longer than that and is never
-    // unmapped: guest memory lives as long as the process.
-    let mapping = unsafe { MmapRegion::build_raw(start.as_ptr().cast(), size, prot, flags) };
-    let mapping = mapping.map_err(io::Error::other)?;
-    Ok(GuestRegionMmap::new(mapping, GuestAddress(range.start)))
 }
 
 /// A file mapped read-only and shared with the host's page cache, padded with zeros to a multiple of 2 MiB.
@@ -209,17 +170,5 @@ mod tests {
     fn an_empty_file_is_refused() {
         let file = tempfile::tempfile().unwrap();
         assert!(matches!(FileMapping::new(&file), Err(MemoryError::EmptyFile)));
-    }
-
-    #[test]
-    fn ram_has_the_layout_that_was_asked_for() {
-        use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-
-        let memory = map_ram(RamLayout::new(4 << 30)).unwrap();
-        let regions: Vec<_> = memory
-            .iter()
-            .map(|region| (region.start_addr().0, region.len()))
-            .collect();
-        assert_eq!(regions, [(0, 3 << 30), (4 << 30, 1 << 30)]);
     }
 }

@@ -15,12 +15,20 @@ const WORDS: [&str; 5] = [
     "tsc=reliable",
 ];
 
-/// All words for a Machine that starts with `boot` of `max` processors.
-pub(crate) fn complete(boot: u8, max: u8, configured: &str) -> String {
+/// Plugged memory is online at once. The kernel keeps what it cannot move off most of it (three parts in four at most are
+/// for movable pages), so that it can be unplugged again.
+const HOTPLUG_WORDS: &str = "memhp_default_state=online memory_hotplug.online_policy=auto-movable";
+
+/// All words for a Machine that starts with `boot` of `max` processors, and with memory that can be plugged or without.
+pub(crate) fn complete(boot: u8, max: u8, hotplug: bool, configured: &str) -> String {
     let mut line = WORDS.join(" ");
     if boot < max {
         // The others are in the MP table; the agent brings them online.
         line.push_str(&format!(" maxcpus={boot}"));
+    }
+    if hotplug {
+        line.push(' ');
+        line.push_str(HOTPLUG_WORDS);
     }
     if !configured.is_empty() {
         line.push(' ');
@@ -35,13 +43,15 @@ mod tests {
 
     #[test]
     fn the_configuration_has_the_last_word() {
-        let line = complete(1, 1, "quiet console=ttyS0");
+        let line = complete(1, 1, false, "quiet console=ttyS0");
         assert!(line.starts_with("console=hvc0 ") && line.ends_with(" quiet console=ttyS0"));
-        assert!(!line.contains("maxcpus"));
+        assert!(!line.contains("maxcpus") && !line.contains("memory_hotplug"));
+        let line = complete(1, 1, true, "memhp_default_state=offline");
+        assert!(line.ends_with(" memory_hotplug.online_policy=auto-movable memhp_default_state=offline"));
     }
 
     #[test]
     fn processors_beyond_the_first_are_kept_back() {
-        assert!(complete(2, 8, "").ends_with(" maxcpus=2"));
+        assert!(complete(2, 8, false, "").ends_with(" maxcpus=2"));
     }
 }

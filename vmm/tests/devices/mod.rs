@@ -5,7 +5,9 @@
     reason = "a test fails by panicking, and says aloud that it skips"
 )]
 
+mod memory;
 mod sys;
+mod virtiofs;
 mod vsock;
 
 use std::fs::{self, File};

@@ -11,8 +11,8 @@ use prost::Message as _;
 use proto::{
     agent::v1,
     machine::{
-        Description, Device, DevicePlace, ExitReason, FileSource, MachineConfig, Request, Response, Stats,
-        Timeline,
+        Description, Device, DevicePlace, ExitReason, FileSource, MachineConfig, MemoryStats, Request,
+        Response, Stats, Timeline,
     },
     stdio::{AGENT_PORT, READY_PORT, STDIO_PORT},
 };
@@ -56,6 +56,7 @@ pub struct FakeMachine {
 struct Bus {
     devices: Vec<DevicePlace>,
     slots_used: usize,
+    memory: Option<MemoryStats>,
 }
 
 #[derive(Debug)]
@@ -338,10 +339,27 @@ impl FakeMachine {
                 text: lock(&self.console).clone(),
                 dropped: 0,
             },
+            Request::ResizeMemory { plugged_mib } => self.resize_memory(plugged_mib),
+            Request::ResizeBalloon { .. } => refusal("the fake guest has no balloon driver"),
             Request::Stats {} => Response::Stats(Stats {
                 exits: BTreeMap::from([("hlt".to_owned(), 1)]),
+                memory: lock(&self.bus).memory,
+                balloon: None,
             }),
             Request::Stop {} => Response::Done {},
+        }
+    }
+
+    /// The fake guest plugs and unplugs at once.
+    fn resize_memory(&self, plugged_mib: u64) -> Response {
+        match &mut lock(&self.bus).memory {
+            Some(memory) if plugged_mib <= memory.max_mib && plugged_mib.is_multiple_of(2) => {
+                memory.requested_mib = plugged_mib;
+                memory.plugged_mib = plugged_mib;
+                Response::Done {}
+            }
+            Some(memory) => refusal(&format!("plugged_mib: {plugged_mib} of {}", memory.max_mib)),
+            None => refusal("the Machine has no memory device"),
         }
     }
 
@@ -349,6 +367,12 @@ impl FakeMachine {
         let mut bus = lock(&self.bus);
         if bus.devices.iter().any(|other| other.id == device.id()) {
             return Err(format!("there is a device {:?} already", device.id()));
+        }
+        if matches!(device, Device::Memory { .. }) {
+            bus.memory = Some(MemoryStats {
+                max_mib: self.config.memory_hotplug_mib,
+                ..MemoryStats::default()
+            });
         }
         let slot = FIRST_SLOT + bus.slots_used;
         bus.slots_used += 1;
@@ -369,10 +393,7 @@ fn refusal(message: &str) -> Response {
 
 /// As the real launcher: an index without a descriptor starts nothing.
 fn check_descriptors(config: &MachineConfig, given: usize) -> io::Result<()> {
-    let sources = config.devices.iter().map(|device| match device {
-        Device::Net { tap, .. } => tap,
-        Device::Block { file, .. } | Device::Pmem { file, .. } => file,
-    });
+    let sources = config.devices.iter().filter_map(Device::source);
     for source in sources.chain([&config.kernel, &config.initramfs]) {
         if let FileSource::Fd(index) = source
             && usize::try_from(*index).is_ok_and(|index| index >= given)

@@ -49,6 +49,8 @@ impl Node {
                 command_line: String::new(),
                 vcpus: Vcpus { boot: 1, max: 1 },
                 memory_mib: 128,
+                memory_hotplug_mib: 0,
+                memory_shared: false,
                 control: Layout::CONTROL.into(),
                 console: Console {
                     ring_bytes: 4096,
@@ -443,6 +445,29 @@ async fn devices_come_and_go_on_a_running_machine() {
     assert_eq!(description.devices[0].pci_address, second);
     assert!(description.timeline.first_vsock_ns >= description.timeline.kernel_entered_ns);
     assert_eq!(control.console(1000).await.unwrap(), "fake kernel\n");
+}
+
+#[tokio::test]
+async fn a_machine_grows_and_shrinks_within_its_limits() {
+    let node = node();
+    let mut spec = node.spec();
+    spec.config.memory_hotplug_mib = 256;
+    let _process = node.host.launcher().launch(spec).await.unwrap();
+    let control = ControlClient::new(&node.layout);
+    let none = control.resize_memory(128).await.unwrap_err().to_string();
+    assert!(none.contains("no memory device"), "{none}");
+    let device = Device::Memory {
+        id: "memory".to_owned(),
+    };
+    control.add_device(device, &[]).await.unwrap();
+    for (wish, fits) in [(128, true), (257, false), (300, false), (256, true), (0, true)] {
+        let answer = control.resize_memory(wish).await;
+        assert_eq!(answer.is_ok(), fits, "{wish}: {answer:?}");
+        let memory = control.stats().await.unwrap().memory.unwrap();
+        if fits {
+            assert_eq!((memory.requested_mib, memory.plugged_mib), (wish, wish));
+        }
+    }
 }
 
 #[tokio::test]

@@ -54,6 +54,26 @@ async fn an_added_device_tells_its_address() {
 }
 
 #[tokio::test]
+async fn a_wish_for_memory_says_how_much_and_is_refused_with_the_reason() {
+    let vmm = vmm();
+    let (resized, line) = tokio::join!(
+        vmm.client.resize_memory(256),
+        vmm.answer(b"{\"result\":\"done\"}\n")
+    );
+    resized.unwrap();
+    assert_eq!(line, "{\"op\":\"resize_memory\",\"plugged_mib\":256}\n");
+    let (refused, _) = tokio::join!(
+        vmm.client.resize_memory(3),
+        vmm.answer(b"{\"result\":\"error\",\"message\":\"plugged_mib: 3 is no multiple of 2\"}\n")
+    );
+    let text = refused.unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "resize the memory: the VMM refused: plugged_mib: 3 is no multiple of 2"
+    );
+}
+
+#[tokio::test]
 async fn answers_that_are_wrong_are_errors_that_say_so() {
     let vmm = vmm();
     let cases: [(&[u8], &str); 5] = [

@@ -3,7 +3,7 @@
 
 use std::{io::Write as _, time::Duration};
 
-use proto::machine::{CONFIG_VERSION, Console, ExitReason, Vcpus};
+use proto::machine::{CONFIG_VERSION, Console, Device, ExitReason, Vcpus};
 use tokio::time::timeout;
 
 use super::*;
@@ -46,6 +46,8 @@ fn config(devices: Vec<Device>) -> MachineConfig {
         command_line: String::new(),
         vcpus: Vcpus { boot: 1, max: 1 },
         memory_mib: 128,
+        memory_hotplug_mib: 0,
+        memory_shared: false,
         control: Layout::CONTROL.into(),
         console: Console {
             ring_bytes: 4096,

@@ -58,6 +58,24 @@ fn a_machine_is_as_large_as_the_pods_limit_and_overhead() {
 }
 
 #[test]
+fn a_machine_can_grow_to_the_configured_maximum() {
+    let of = |memory, max| {
+        let mut config = Config::default();
+        config.machine.memory_max_mib = max;
+        let linux = cri::LinuxPodSandboxConfig {
+            resources: limits(memory, 0),
+            ..cri::LinuxPodSandboxConfig::default()
+        };
+        planned(linux, &config).memory_hotplug_mib
+    };
+    assert_eq!(of(0, 16 * 1024), 16 * 1024 - 512);
+    assert_eq!(of(0, 512), 0);
+    assert_eq!(of(0, 512 + 127), 0);
+    assert_eq!(of(1 << 30, 1024 + 64 + 300), 256);
+    assert_eq!(of(1 << 30, 1024), 0, "larger from the start");
+}
+
+#[test]
 fn cgroup_parents_of_both_drivers() {
     let of = |parent: &str, driver| {
         let config = Config {

@@ -3,11 +3,14 @@
 //! The transport (`pci::transport`) owns the driver-facing registers, validates the queues and decides when a device
 //! lives; a device owns what happens to buffers. A device knows neither PCI nor KVM.
 
+pub(crate) mod balloon;
 pub(crate) mod block;
 pub(crate) mod buffers;
 pub(crate) mod config_space;
 pub(crate) mod console;
+pub(crate) mod fs;
 mod gather;
+pub(crate) mod mem;
 pub(crate) mod net;
 pub(crate) mod pmem;
 pub(crate) mod rng;
@@ -88,6 +91,10 @@ pub(crate) trait VirtioDevice: MutEventSubscriber + Send {
     fn queue_max_sizes(&self) -> &[u16];
     /// Bytes beyond the device's configuration stay as they are in `data` (all ones).
     fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Another number after each change of the configuration that the driver did not make (2.5.1).
+    fn config_generation(&self) -> u8 {
+        0
+    }
     /// Writes to read-only fields are ignored.
     fn write_config(&mut self, offset: u64, data: &[u8]);
     /// Shared memory or extra guest-physical regions are not announced here: pmem's region is a KVM memory slot that

@@ -41,6 +41,7 @@ pub(crate) struct DriverQueue {
 #[derive(Debug, Default)]
 pub(crate) struct CountedInterrupt {
     pub(crate) queue: AtomicU32,
+    pub(crate) config: AtomicU32,
 }
 
 impl Interrupt for CountedInterrupt {
@@ -48,7 +49,9 @@ impl Interrupt for CountedInterrupt {
         self.queue.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn signal_config(&self) {}
+    fn signal_config(&self) {
+        self.config.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Guest memory of `bytes`, with a gap behind it.

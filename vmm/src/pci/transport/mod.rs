@@ -152,10 +152,7 @@ impl VirtioFunction {
             memory: self.registers.memory().clone(),
             queues,
             features: self.registers.accepted_features(),
-            interrupt: Arc::new(VirtioInterrupt {
-                msix: self.interrupts.clone(),
-                vectors: self.registers.vectors(),
-            }),
+            interrupt: Arc::new(self.interrupt()),
         })
     }
 
@@ -189,13 +186,15 @@ impl VirtioFunction {
             Effect::Reset => self.mailbox.send(Message::ResetDevice(self.slot)),
             Effect::NeedsReset => {
                 use crate::devices::virtio::Interrupt;
-                let vectors = self.registers.vectors();
-                VirtioInterrupt {
-                    msix: self.interrupts.clone(),
-                    vectors,
-                }
-                .signal_config();
+                self.interrupt().signal_config();
             }
+        }
+    }
+
+    fn interrupt(&self) -> VirtioInterrupt {
+        VirtioInterrupt {
+            msix: self.interrupts.clone(),
+            vectors: self.registers.vectors(),
         }
     }
 
@@ -250,6 +249,10 @@ impl Function for VirtioFunction {
     fn read_bar(&mut self, offset: u32, data: &mut [u8]) {
         let within = (offset % REGION) as usize;
         match offset - offset % REGION {
+            COMMON if (within, data.len()) == (registers::CONFIG_GENERATION, 1) => {
+                let device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+                data.fill(device.config_generation());
+            }
             COMMON => self.registers.read(within, data),
             // Read to clear; with MSI-X it is not used (4.1.4.5.2).
             ISR => data.fill(0),

@@ -30,6 +30,9 @@ pub(crate) const NO_VECTOR: u16 = 0xFFFF;
 /// Length of `struct virtio_pci_common_cfg` up to and without `queue_notify_data`.
 pub(crate) const COMMON_LENGTH: usize = 0x38;
 
+/// Offset of `config_generation`, which the device answers.
+pub(crate) const CONFIG_GENERATION: usize = 0x15;
+
 const DRIVER_MAY_SET: u8 = (VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_DRIVER
     | VIRTIO_CONFIG_S_DRIVER_OK
@@ -188,8 +191,6 @@ impl Registers {
             (0x10, 2) => u64::from(self.vectors.config.load(Ordering::Acquire)),
             (0x12, 2) => self.queues.len() as u64,
             (0x14, 1) => u64::from(self.status),
-            // No device of ours changes its configuration while it runs, so the generation never moves (2.5.1).
-            (0x15, 1) => 0,
             (0x16, 2) => u64::from(self.queue_select),
             _ => self.read_queue(offset, data.len()),
         };
