@@ -55,3 +55,47 @@ fn response(event: &Event) -> cri::ContainerEventResponse {
         containers_statuses: convert::container_statuses(&event.sandbox),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::broadcast;
+    use tonic::Code;
+
+    use super::*;
+    use crate::stats::fixture;
+
+    fn event(id: &str) -> Arc<Event> {
+        Arc::new(Event {
+            id: id.to_owned(),
+            kind: EventKind::Deleted,
+            at: 7,
+            sandbox: fixture::measured().view,
+        })
+    }
+
+    #[tokio::test]
+    async fn an_event_has_the_pod_and_its_containers() {
+        let (sender, listening) = broadcast::channel(2);
+        sender.send(event("gone")).unwrap();
+        let (told, _) = next(Some(listening)).await.unwrap();
+        let told = told.unwrap();
+        assert_eq!((told.container_id.as_str(), told.created_at), ("gone", 7));
+        assert_eq!(
+            told.container_event_type(),
+            cri::ContainerEventType::ContainerDeletedEvent
+        );
+        assert_eq!(told.pod_sandbox_status.unwrap().id, "pod");
+        assert_eq!(told.containers_statuses[0].id, "c1");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_keep_up_is_told_so_and_the_stream_ends() {
+        let (sender, listening) = broadcast::channel(2);
+        for id in ["a", "b", "c"] {
+            sender.send(event(id)).unwrap();
+        }
+        let (told, rest) = next(Some(listening)).await.unwrap();
+        assert_eq!(told.unwrap_err().code(), Code::ResourceExhausted);
+        assert!(next(rest).await.is_none());
+    }
+}

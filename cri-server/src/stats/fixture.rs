@@ -15,7 +15,7 @@ use crate::{
 pub(super) const AT_NS: i64 = 1_700_000_000_500_000_000;
 
 /// The sandbox "pod" with a running container "c1", of which every number is there.
-pub(super) fn measured() -> Measured {
+pub(crate) fn measured() -> Measured {
     let pod = cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: "web".to_owned(),

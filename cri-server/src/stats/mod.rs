@@ -5,7 +5,7 @@
 
 mod credible;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod gather;
 pub(crate) mod metrics;
 mod sample;
