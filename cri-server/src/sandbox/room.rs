@@ -77,8 +77,8 @@ pub(super) fn host_limits(resources: &Limits, overhead: &Limits, least: u64) -> 
     });
     CgroupLimits {
         cpu_quota_us: quota,
-        // Written with the quota; alone it takes the quota away, which is what a pod without one asks for.
-        cpu_period_us: Some(PERIOD),
+        // Written with the quota; alone it takes the quota away, which a negative one asks for.
+        cpu_period_us: (resources.cpu_quota != 0).then_some(PERIOD),
         cpu_weight: shares,
         memory_max_bytes: memory,
     }
@@ -159,7 +159,12 @@ mod tests {
         let least = host_limits(&resources, &overhead, 5000).memory_max_bytes;
         assert_eq!(least, Some(5000));
         let nothing = host_limits(&Limits::default(), &overhead, 500);
-        assert_eq!((nothing.cpu_quota_us, nothing.memory_max_bytes), (None, None));
+        assert_eq!(nothing, CgroupLimits::default());
+        let endless = host_limits(&limits(-1, 0), &overhead, 500);
+        assert_eq!(
+            (endless.cpu_quota_us, endless.cpu_period_us),
+            (None, Some(100_000))
+        );
     }
 
     #[test]

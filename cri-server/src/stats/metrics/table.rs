@@ -49,13 +49,9 @@ impl<S> Series<S> {
         keys: &'static [&'static str],
         read: fn(&S) -> Vec<Reading>,
     ) -> Self {
-        Self {
-            name,
-            help,
-            keys,
-            kind: cri::MetricType::Counter,
-            read,
-        }
+        let mut series = Self::gauge(name, help, keys, read);
+        series.kind = cri::MetricType::Counter;
+        series
     }
 
     /// What goes up and down.
