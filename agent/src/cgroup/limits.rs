@@ -112,9 +112,13 @@ fn limit(value: i64) -> String {
 }
 
 /// A file name of the cgroup file system, not a path.
-fn check_name(field: &str, name: &str) -> Result<(), Failure> {
+pub(super) fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if name.is_empty() || name.len() > 128 || !name.bytes().all(plain) {
+    (1..=128).contains(&name.len()) && name.bytes().all(plain)
+}
+
+fn check_name(field: &str, name: &str) -> Result<(), Failure> {
+    if !is_name(name) {
         return Err(Failure::invalid(format!(
             "{field}: {name:?} is no cgroup file's name"
         )));

@@ -1,9 +1,12 @@
 //! cgroup v2: `/sys/fs/cgroup/pod` for the pod, a child of it per container. Files are written and read as the kernel
 //! documents them in cgroup-v2.rst; there is no manager, the agent is the only writer.
 //!
-//! `limits` turns a request into file contents (pure), `device_filter` into a program, `stats` reads numbers back.
+//! `limits` turns a request into file contents (pure), `device_filter` into a program; `actual` reads limits back, `stats`
+//! numbers, both through `files`.
 
+mod actual;
 pub(crate) mod device_filter;
+pub(crate) mod files;
 pub(crate) mod limits;
 pub(crate) mod stats;
 
@@ -126,6 +129,55 @@ impl Cgroup {
         Ok(())
     }
 
+    /// The limits that it has; of `unified` the files that `wanted` names.
+    pub(crate) fn actual(&self, wanted: &Resources) -> Resources {
+        actual::read(&self.path, wanted)
+    }
+
+    /// Replaces limits while processes run under them: all that `resources` names, or none.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming the field, also for less memory than is in use; `Cgroup` naming the file.
+    pub(crate) fn relimit(&self, resources: &Resources) -> Result<(), Failure> {
+        let settings = limits::settings(resources)?;
+        self.refuse_less_than_is_used(resources.memory_limit_bytes)?;
+        let mut before = Vec::new();
+        for limits::Setting { file, value } in settings {
+            let path = self.path.join(&file);
+            let old = files::text(&path).trim().to_owned();
+            if let Err(error) = write(&path, &value) {
+                self.restore(before);
+                return Err(error).context(ErrorCode::Cgroup, || format!("write {value:?} to {file}"));
+            }
+            before.push(limits::Setting { file, value: old });
+        }
+        Ok(())
+    }
+
+    fn restore(&self, before: Vec<limits::Setting>) {
+        for limits::Setting { file, value } in before.into_iter().rev() {
+            if let Err(error) = write(&self.path.join(&file), &value) {
+                tracing::warn!(cgroup = %self.path.display(), file, value, %error, "limit stays as it was changed");
+            }
+        }
+    }
+
+    /// The kernel would take such a limit and then kill for it. The page cache does not count: it is given back first.
+    fn refuse_less_than_is_used(&self, limit: i64) -> Result<(), Failure> {
+        let Ok(limit @ 1..) = u64::try_from(limit) else {
+            return Ok(());
+        };
+        let stat = files::text(&self.path.join("memory.stat"));
+        let cache = stats::value(&stat, "active_file").saturating_add(stats::value(&stat, "inactive_file"));
+        let used = stats::single(&files::text(&self.path.join("memory.current"))).saturating_sub(cache);
+        if limit < used {
+            return Err(Failure::invalid(format!(
+                "resources.memory_limit_bytes: {limit} is less than the {used} in use"
+            )));
+        }
+        Ok(())
+    }
+
     /// Lets only the devices of `filter` be opened.
     ///
     /// # Errors
@@ -151,17 +203,14 @@ impl Cgroup {
     /// # Errors
     /// `Cgroup`.
     pub(crate) fn processes(&self) -> Result<Vec<i32>, Failure> {
-        let mut found = Vec::new();
-        collect_processes(&self.path, &mut found).context(ErrorCode::Cgroup, || {
+        processes_below(&self.path, usize::MAX).context(ErrorCode::Cgroup, || {
             format!("list processes of {}", self.path.display())
-        })?;
-        Ok(found)
+        })
     }
 
     /// How often the kernel killed a process in it for memory.
     pub(crate) fn oom_kills(&self) -> u64 {
-        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
-        stats::value(&events, "oom_kill")
+        stats::value(&files::text(&self.path.join("memory.events")), "oom_kill")
     }
 
     /// Kills what is left, waits until nothing is, and removes it with what the container made below it.
@@ -215,16 +264,30 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
-fn collect_processes(path: &Path, found: &mut Vec<i32>) -> io::Result<()> {
-    let processes = fs::read_to_string(path.join("cgroup.procs"))?;
-    found.extend(processes.lines().filter_map(|pid| pid.parse::<i32>().ok()));
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            collect_processes(&entry.path(), found)?;
+/// Process ids in the first `most` cgroups at and below `path`. No recursion: the container decides how deep its own are.
+pub(crate) fn processes_below(path: &Path, most: usize) -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    let mut pending = vec![path.to_owned()];
+    let mut visited = 0;
+    while let Some(cgroup) = pending.pop() {
+        visited += 1;
+        let processes = match fs::read_to_string(cgroup.join("cgroup.procs")) {
+            // Of those below, the container may have removed one since it was listed.
+            Err(_) if visited > 1 => continue,
+            processes => processes?,
+        };
+        found.extend(processes.lines().filter_map(|pid| pid.parse::<i32>().ok()));
+        let Ok(entries) = fs::read_dir(&cgroup) else {
+            continue;
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() && visited + pending.len() < most {
+                pending.push(entry.path());
+            }
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// One write(2), as these files want it; never creates one.
@@ -238,6 +301,69 @@ fn write(file: &Path, value: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A plain directory with files that a cgroup would have.
+    fn lookalike(files: &[(&str, &str)]) -> (tempfile::TempDir, Cgroup) {
+        let directory = tempfile::tempdir().unwrap();
+        for (file, text) in files {
+            fs::write(directory.path().join(file), text).unwrap();
+        }
+        let cgroup = Cgroup::at(directory.path().to_owned());
+        (directory, cgroup)
+    }
+
+    #[test]
+    fn limits_are_replaced_together_or_not_at_all() {
+        let (directory, cgroup) = lookalike(&[("cpu.max", "max 100000\n"), ("memory.max", "max\n")]);
+        let read = |file: &str| fs::read_to_string(directory.path().join(file)).unwrap();
+        let mut wanted = Resources {
+            cpu_quota_us: 50_000,
+            memory_limit_bytes: 1 << 20,
+            pids_limit: 5,
+            ..Resources::default()
+        };
+        let failure = cgroup.relimit(&wanted).unwrap_err();
+        assert!(failure.to_string().contains("pids.max"), "{failure}");
+        // A real file forgets what was written before; a plain one keeps its end.
+        assert!(read("cpu.max").starts_with("max 100000"));
+        assert!(read("memory.max").starts_with("max"));
+        wanted.pids_limit = 0;
+        cgroup.relimit(&wanted).unwrap();
+        assert!(read("memory.max").starts_with("1048576"));
+        assert_eq!(cgroup.actual(&wanted).cpu_quota_us, 50_000);
+    }
+
+    #[test]
+    fn a_limit_below_what_is_used_is_refused_and_the_page_cache_is_no_use() {
+        let (_directory, cgroup) = lookalike(&[
+            ("memory.current", "5000\n"),
+            ("memory.max", ""),
+            ("memory.stat", "active_file 1000\ninactive_file 1000\n"),
+        ]);
+        let limit = |memory_limit_bytes| {
+            cgroup.relimit(&Resources {
+                memory_limit_bytes,
+                ..Resources::default()
+            })
+        };
+        let failure = limit(2999).unwrap_err();
+        assert!(
+            failure.to_string().starts_with("resources.memory_limit_bytes"),
+            "{failure}"
+        );
+        limit(3000).unwrap();
+        limit(-1).unwrap();
+    }
+
+    #[test]
+    fn processes_are_found_below_and_only_in_so_many_cgroups() {
+        let (directory, cgroup) = lookalike(&[("cgroup.procs", "1\n2\n")]);
+        let below = directory.path().join("below");
+        fs::create_dir(&below).unwrap();
+        fs::write(below.join("cgroup.procs"), "3\n").unwrap();
+        assert_eq!(cgroup.processes().unwrap(), [1, 2, 3]);
+        assert_eq!(processes_below(directory.path(), 1).unwrap(), [1, 2]);
+    }
 
     #[test]
     fn a_process_in_a_cgroup_below_is_found() {

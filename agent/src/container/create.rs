@@ -20,6 +20,7 @@ use crate::disk::pci::PciAddress;
 use crate::error::{Context as _, Failure};
 use crate::init::order::{ContainerOrder, DeviceNode, Order, Rootfs};
 use crate::pod::Pod;
+use crate::stats::writable::Writable;
 use crate::stdio::process::{self as streams, Outputs, ProcessStdio};
 
 /// What a container holds of the pod, in the order in which it was acquired.
@@ -49,6 +50,11 @@ pub(crate) async fn create(
             let response = CreateContainerResponse {
                 pid: container.init.pid(),
                 user: Some(container.init.resolved_user()),
+                actual: Some(
+                    container
+                        .cgroup
+                        .actual(&request.resources.clone().unwrap_or_default()),
+                ),
             };
             Ok(response)
         }
@@ -271,7 +277,7 @@ impl Built {
             init: Arc::new(init),
             cgroup: self.cgroup,
             security: self.order.process.security,
-            upper: self.order.rootfs.upper,
+            writable: Writable::new(self.order.rootfs.upper),
             state: Mutex::new(State::Created(gate)),
             execs: Mutex::default(),
             holdings: AsyncMutex::new(holdings),

@@ -7,7 +7,7 @@
 //!    └───────────────────────── remove (any state) ◄──────────────┘
 //! ```
 //!
-//! `plan` checks a request and says what to do (pure), `create`, `exec` and `remove` do it, `stage` talks to the process
+//! `plan` checks a request and says what to do (pure), `create`, `exec`, `update` and `remove` do it, `stage` talks to the process
 //! that becomes the container's, `state` says what is allowed when, `registry` holds them all.
 
 pub(crate) mod create;
@@ -21,11 +21,11 @@ pub(crate) mod remove;
 mod security;
 pub(crate) mod stage;
 mod state;
+mod update;
 mod volumes;
 mod watch_oom;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use proto::agent::v1::{ContainerState, ErrorCode, Exit};
@@ -35,6 +35,7 @@ use crate::cgroup::Cgroup;
 use crate::error::Failure;
 use crate::init::order::Security;
 use crate::lock::lock;
+use crate::stats::writable::Writable;
 use create::Holdings;
 use process::Process;
 use state::State;
@@ -49,7 +50,7 @@ pub(crate) struct Container {
     /// What everything exec'd in it is confined by, too.
     security: Security,
     /// Where what it writes goes.
-    pub(crate) upper: PathBuf,
+    pub(crate) writable: Arc<Writable>,
     state: Mutex<State>,
     /// By exec id; `None` while it is being started.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,

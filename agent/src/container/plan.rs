@@ -11,7 +11,7 @@ use crate::init::identity;
 use crate::init::order::{DeviceKind, DeviceNode, ProcessOrder, Rlimit, Security, UserSpec};
 
 /// The kernel's range of oom_score_adj, proc_pid_oom_score_adj(5).
-const OOM_SCORE_ADJ: std::ops::RangeInclusive<i32> = -1000..=1000;
+pub(super) const OOM_SCORE_ADJ: std::ops::RangeInclusive<i32> = -1000..=1000;
 
 /// Which PID namespace a container lives in.
 #[derive(Debug, Clone, PartialEq, Eq)]

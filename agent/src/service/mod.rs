@@ -215,17 +215,16 @@ impl Agent for Service {
         let request = request.into_inner();
         let call = async {
             let container = self.pod.containers.get(&request.container_id)?;
-            container
-                .cgroup
-                .limit(&request.resources.clone().unwrap_or_default())?;
-            Ok(wire::UpdateContainerResponse {})
+            let actual = Some(container.update(&request, &self.pod.settings.proc)?);
+            Ok(wire::UpdateContainerResponse { actual })
         };
         self.answer(&request.container_id, call).await
     }
 
     async fn stats(&self, request: Request<wire::StatsRequest>) -> Answer<wire::StatsResponse> {
-        let id = request.into_inner().container_id;
-        self.answer(&id, stats::stats(&self.pod, &id)).await
+        let request = request.into_inner();
+        self.answer(&request.container_id, stats::stats(&self.pod, &request))
+            .await
     }
 
     async fn shutdown(&self, _: Request<wire::ShutdownRequest>) -> Answer<wire::ShutdownResponse> {

@@ -11,6 +11,13 @@ const MAX_CONTAINERS: usize = 4096;
 /// Most supplemental groups of one process: NGROUPS_MAX is 65536, nobody's container has so many.
 const MAX_GROUPS: usize = 4096;
 
+/// Most network interfaces of a guest, and disks of one container in it, that are believed.
+const MAX_INTERFACES: usize = 64;
+const MAX_DEVICES: usize = 64;
+/// Most files of `unified`, and most bytes of one or of a list of processors.
+const MAX_UNIFIED: usize = 128;
+const MAX_LIMIT: usize = 1024;
+
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
@@ -74,12 +81,14 @@ pub enum GuestEvent {
 }
 
 /// A container that was created.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Created {
     /// Process id in the guest.
     pub pid: u32,
     /// What its user resolved to: uid, gid, supplemental gids.
     pub user: Option<(u32, u32, Vec<u32>)>,
+    /// The limits that its cgroup has.
+    pub actual: v1::Resources,
 }
 
 pub(super) fn exit(operation: &'static str, exit: Option<v1::Exit>) -> Result<Exit, GuestError> {
@@ -120,7 +129,67 @@ pub(super) fn created(
     Ok(Created {
         pid: answer.pid,
         user,
+        actual: limits(operation, answer.actual)?,
     })
+}
+
+/// Limits as a cgroup has them; an agent that says nothing has none to tell.
+pub(super) fn limits(
+    operation: &'static str,
+    actual: Option<v1::Resources>,
+) -> Result<v1::Resources, GuestError> {
+    let mut actual = actual.unwrap_or_default();
+    if actual.unified.len() > MAX_UNIFIED {
+        let what = format!("{} files of a cgroup", actual.unified.len());
+        return Err(GuestError::invalid(operation, what));
+    }
+    for name in actual.unified.keys() {
+        check_name(operation, name)?;
+    }
+    for text in actual
+        .unified
+        .values_mut()
+        .chain([&mut actual.cpuset_cpus, &mut actual.cpuset_mems])
+    {
+        *text = text::one_line(text, MAX_LIMIT);
+    }
+    // Nobody asks for them.
+    actual.hugepage_limits.clear();
+    Ok(actual)
+}
+
+pub(super) fn stats(
+    operation: &'static str,
+    stats: v1::StatsResponse,
+) -> Result<v1::StatsResponse, GuestError> {
+    moment(operation, stats.timestamp_ns)?;
+    let devices = stats.containers.iter().map(|container| container.devices.len());
+    for (count, most, what) in [
+        (stats.containers.len(), MAX_CONTAINERS, "containers"),
+        (stats.interfaces.len(), MAX_INTERFACES, "interfaces"),
+        (devices.max().unwrap_or(0), MAX_DEVICES, "disks of a container"),
+    ] {
+        if count > most {
+            return Err(GuestError::invalid(operation, format!("{count} {what}")));
+        }
+    }
+    for container in &stats.containers {
+        check_name(operation, &container.container_id)?;
+        let mut named = container.devices.iter().filter(|device| !device.name.is_empty());
+        named.try_for_each(|device| check_name(operation, &device.name))?;
+    }
+    for interface in &stats.interfaces {
+        check_name(operation, &interface.name)?;
+    }
+    Ok(stats)
+}
+
+fn check_name(operation: &'static str, name: &str) -> Result<(), GuestError> {
+    if text::is_id(name) {
+        return Ok(());
+    }
+    let what = format!("the name {:?}", text::one_line(name, 64));
+    Err(GuestError::invalid(operation, what))
 }
 
 pub(super) fn event(operation: &'static str, event: v1::WatchEvent) -> Result<GuestEvent, GuestError> {
@@ -221,6 +290,57 @@ mod tests {
         .unwrap();
         assert!(exit.termination_message.ends_with("the end\u{fffd}"));
         assert_eq!(exit.termination_message.chars().count(), MAX_TERMINATION_MESSAGE);
+    }
+
+    #[test]
+    fn statistics_with_strange_names_or_too_many_of_anything_are_refused() {
+        let container = |id: &str| v1::ContainerStats {
+            container_id: id.to_owned(),
+            ..v1::ContainerStats::default()
+        };
+        let of = |containers| v1::StatsResponse {
+            containers,
+            ..v1::StatsResponse::default()
+        };
+        stats("stats", of(vec![container("c1")])).unwrap();
+        let mut disk = container("c1");
+        disk.devices = vec![v1::DeviceIo::default(); 2];
+        stats("stats", of(vec![disk.clone()])).unwrap();
+        disk.devices[1].name = "../vda".to_owned();
+        let mut disks = container("c1");
+        disks.devices = vec![v1::DeviceIo::default(); 65];
+        let interface = v1::InterfaceStats {
+            name: "eth0\"}".to_owned(),
+            ..v1::InterfaceStats::default()
+        };
+        let mut future = of(Vec::new());
+        future.timestamp_ns = u64::MAX;
+        let mut interfaces = of(Vec::new());
+        interfaces.interfaces = vec![interface];
+        for bad in [
+            of(vec![container("a/b")]),
+            of(vec![container("c"); 4097]),
+            of(vec![disk]),
+            of(vec![disks]),
+            interfaces,
+            future,
+        ] {
+            assert!(stats("stats", bad).is_err());
+        }
+    }
+
+    #[test]
+    fn limits_are_short_lines() {
+        let with = |name: &str, value: &str| v1::Resources {
+            cpuset_cpus: "0\n".to_owned(),
+            unified: [(name.to_owned(), value.to_owned())].into(),
+            ..v1::Resources::default()
+        };
+        let actual = limits("update", Some(with("memory.high", &"x".repeat(5000)))).unwrap();
+        assert_eq!(actual.cpuset_cpus, "0 ");
+        assert!(actual.unified["memory.high"].len() <= MAX_LIMIT + 3);
+        assert!(limits("update", Some(with("memory/high", ""))).is_err());
+        assert_eq!(limits("update", None).unwrap(), v1::Resources::default());
     }
 
     #[test]

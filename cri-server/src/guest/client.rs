@@ -270,7 +270,7 @@ impl GuestClient {
         Ok(())
     }
 
-    /// Sets a container's limits anew.
+    /// Sets a container's limits anew, all of them or none; returns those that its cgroup has then.
     ///
     /// # Errors
     /// [`GuestError`]
@@ -278,35 +278,36 @@ impl GuestClient {
         &self,
         container_id: &str,
         resources: v1::Resources,
-    ) -> Result<(), GuestError> {
+        oom_score_adj: Option<i32>,
+    ) -> Result<v1::Resources, GuestError> {
+        let operation = "update the container";
         let mut agent = self.agent.clone();
         let answer = agent.update_container(v1::UpdateContainerRequest {
             container_id: container_id.to_owned(),
             resources: Some(resources),
+            oom_score_adj,
         });
-        call("update the container", deadline::UPDATE_CONTAINER, answer).await?;
-        Ok(())
+        let updated = call(operation, deadline::UPDATE_CONTAINER, answer).await?;
+        answer::limits(operation, updated.actual)
     }
 
-    /// What the sandbox and one container (`None`: all) use. Numbers are the guest's word; ids are checked.
+    /// What the sandbox and one container (`None`: all) use, with their open files if that is wanted. Numbers are the guest's
+    /// word; ids and counts are checked.
     ///
     /// # Errors
     /// [`GuestError`]
-    pub async fn stats(&self, container_id: Option<&str>) -> Result<v1::StatsResponse, GuestError> {
+    pub async fn stats(
+        &self,
+        container_id: Option<&str>,
+        with_files: bool,
+    ) -> Result<v1::StatsResponse, GuestError> {
         let operation = "read the statistics";
         let mut agent = self.agent.clone();
         let answer = agent.stats(v1::StatsRequest {
             container_id: container_id.unwrap_or_default().to_owned(),
+            with_files,
         });
-        let stats = call(operation, deadline::STATS, answer).await?;
-        answer::moment(operation, stats.timestamp_ns)?;
-        let ids = stats.containers.iter().map(|container| &container.container_id);
-        let names = stats.interfaces.iter().map(|interface| &interface.name);
-        if let Some(bad) = ids.chain(names).find(|id| !text::is_id(id)) {
-            let what = format!("the name {:?}", text::one_line(bad, 64));
-            return Err(GuestError::invalid(operation, what));
-        }
-        Ok(stats)
+        answer::stats(operation, call(operation, deadline::STATS, answer).await?)
     }
 
     /// Asks the guest to end: the answer comes before the end, `Process::exited` tells of it.

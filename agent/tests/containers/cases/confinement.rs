@@ -228,9 +228,21 @@ pub(super) async fn cgroup_limits_are_written(f: Fixture) {
             pids_limit: -1,
             ..Resources::default()
         }),
+        oom_score_adj: Some(500),
     };
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    f.client.clone().update_container(update).await.expect("update");
+    let updated = f.client.clone().update_container(update).await.expect("update");
+    let actual = updated.into_inner().actual.expect("limits");
+    assert_eq!(
+        (actual.cpu_quota_us, actual.cpu_period_us, actual.cpu_weight),
+        (50_000, 100_000, 39)
+    );
+    assert_eq!((actual.memory_limit_bytes, actual.pids_limit), (64 << 20, -1));
+    assert_eq!(actual.cpuset_cpus, "0");
+    let (_, output) = f
+        .exec_output("cgroup", "o", &["cat", "/proc/1/oom_score_adj"])
+        .await;
+    assert_eq!(output.stdout, "500\n");
     let (_, output) = f
         .exec_output("cgroup", "e", &["cat", "/sys/fs/cgroup/pids.max"])
         .await;
@@ -251,6 +263,27 @@ pub(super) async fn cgroup_limits_are_written(f: Fixture) {
     let (code, _, message) = crate::client::refused(f.client.clone().create_container(request).await);
     assert_eq!(code, ErrorCode::Cgroup);
     assert!(message.contains("cpuset.cpus"), "{message}");
+}
+
+pub(super) async fn less_memory_than_is_used_is_refused(f: Fixture) {
+    if !f.in_guest {
+        println!("SKIPPED less_memory_than_is_used_is_refused: this host has no controllers in cgroup v2");
+        return;
+    }
+    f.create(f.shell("cgroup", "sleep 1000")).await;
+    f.start("cgroup").await;
+    let too_little = UpdateContainerRequest {
+        container_id: "cgroup".to_owned(),
+        resources: Some(Resources {
+            memory_limit_bytes: 4096,
+            ..Resources::default()
+        }),
+        oom_score_adj: None,
+    };
+    let (code, _, message) = crate::client::refused(f.client.clone().update_container(too_little).await);
+    assert_eq!(code, ErrorCode::InvalidArgument);
+    assert!(message.contains("memory_limit_bytes"), "{message}");
+    f.remove("cgroup").await;
 }
 
 pub(super) async fn a_divided_cgroup_takes_execs(f: Fixture) {

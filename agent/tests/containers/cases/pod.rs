@@ -109,9 +109,11 @@ pub(super) async fn stats_have_numbers(f: Fixture) {
     f.start("stats").await;
     let everything = StatsRequest {
         container_id: String::new(),
+        with_files: true,
     };
     let mut writable = 0;
-    for _ in 0..100 {
+    // What was written is measured every few seconds.
+    for _ in 0..600 {
         let stats = f
             .client
             .clone()
@@ -119,12 +121,22 @@ pub(super) async fn stats_have_numbers(f: Fixture) {
             .await
             .unwrap()
             .into_inner();
-        writable = stats.containers[0].writable_bytes;
+        writable = stats.containers[0].writable_bytes.unwrap_or(0);
         if writable >= 3 << 20 {
             let cgroup = stats.containers[0].cgroup.unwrap();
             assert!(cgroup.cpu_usage_ns > 0);
+            let files = stats.containers[0].files.unwrap();
+            assert!(
+                files.descriptors >= 3 && files.open_files_soft_limit > 0,
+                "{files:?}"
+            );
+            assert!(stats.scratch.unwrap().used_bytes >= 3 << 20);
+            assert!(stats.sandbox.unwrap().memory_usage_bytes > 0);
             if f.in_guest {
-                assert!(cgroup.memory_usage_bytes > 0 && cgroup.pids >= 1, "{cgroup:?}");
+                assert!(
+                    cgroup.memory_usage_bytes > 0 && cgroup.pids >= 1 && cgroup.processes >= 1,
+                    "{cgroup:?}"
+                );
                 assert!(stats.sandbox.unwrap().memory_working_set_bytes > 0);
             }
             break;
@@ -135,6 +147,7 @@ pub(super) async fn stats_have_numbers(f: Fixture) {
     f.remove("stats").await;
     let gone = StatsRequest {
         container_id: "stats".to_owned(),
+        with_files: false,
     };
     assert_eq!(refused(f.client.clone().stats(gone).await).0, ErrorCode::NotFound);
 }
