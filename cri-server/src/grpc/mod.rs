@@ -6,7 +6,9 @@
 //! `:authority`: Go clients send "localhost" on unix sockets (kubelet sets it, crictl's library does by default). Clients that
 //! send the percent-encoded socket path are refused by the h2 crate before anything of ours sees the request.
 
+mod container_attach;
 mod container_create;
+mod container_exec;
 mod container_exec_sync;
 mod container_list;
 mod container_remove;
@@ -27,6 +29,7 @@ mod runtime_service;
 mod runtime_status;
 mod runtime_version;
 mod sandbox_list;
+mod sandbox_port_forward;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_status;

@@ -5,9 +5,10 @@ use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
 use super::{
-    container_create, container_exec_sync, container_list, container_remove, container_reopen_log,
-    container_start, container_status, container_stop, edge::Edge, runtime_config, runtime_status,
-    runtime_version, sandbox_list, sandbox_remove, sandbox_run, sandbox_status, sandbox_stop,
+    container_attach, container_create, container_exec, container_exec_sync, container_list,
+    container_remove, container_reopen_log, container_start, container_status, container_stop, edge::Edge,
+    runtime_config, runtime_status, runtime_version, sandbox_list, sandbox_port_forward, sandbox_remove,
+    sandbox_run, sandbox_status, sandbox_stop,
 };
 
 #[tonic::async_trait]
@@ -182,19 +183,23 @@ impl RuntimeService for Edge {
         self.call("ExecSync", request, container_exec_sync::handle).await
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
-        self.missing("Exec")
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
+        self.call("Exec", request, container_exec::handle).await
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Result<Response<cri::AttachResponse>, Status> {
-        self.missing("Attach")
+    async fn attach(
+        &self,
+        request: Request<cri::AttachRequest>,
+    ) -> Result<Response<cri::AttachResponse>, Status> {
+        self.call("Attach", request, container_attach::handle).await
     }
 
     async fn port_forward(
         &self,
-        _: Request<cri::PortForwardRequest>,
+        request: Request<cri::PortForwardRequest>,
     ) -> Result<Response<cri::PortForwardResponse>, Status> {
-        self.missing("PortForward")
+        self.call("PortForward", request, sandbox_port_forward::handle)
+            .await
     }
 
     async fn container_stats(

@@ -30,4 +30,4 @@ pub(crate) use recover::{recover, remove_orphan};
 pub(crate) use run::run;
 pub(crate) use state::{Acquired, SandboxState};
 pub(crate) use timings::{Phase, Timings};
-pub(crate) use view::{ContainerView, SandboxView};
+pub(crate) use view::{ContainerView, MachineView, SandboxView};

@@ -21,6 +21,7 @@ use crate::{
     metrics::Metrics,
     network::Network,
     store::Store,
+    streaming::Streaming,
 };
 
 /// One node.
@@ -33,6 +34,7 @@ pub(crate) struct Node {
     pub(crate) launcher: Arc<dyn Launcher>,
     pub(crate) scratch: ScratchTemplate,
     pub(crate) metrics: Metrics,
+    pub(crate) streaming: Streaming,
     pub(crate) sandboxes: Registry,
     /// Every owner task, and whatever must outlive the request that began it.
     pub(crate) tasks: TaskTracker,
