@@ -46,7 +46,8 @@ pub(super) async fn run(
         () = machine_gone => Outcome::Failed("the container's machine has ended".to_owned()),
         () = closed.cancelled() => Outcome::Gone,
     };
-    exec.forget().await;
+    // The client does not wait for it.
+    node.tasks.spawn(async move { exec.forget().await });
     outcome
 }
 

@@ -9,4 +9,5 @@ mod idempotence;
 mod pod_lifecycle;
 mod recovery;
 mod rollback;
+mod streaming;
 mod support;

@@ -104,6 +104,13 @@ impl FakeAgent {
             .unwrap_or_default()
     }
 
+    /// How many bytes a process has written so far; an empty exec id is the container's init process.
+    #[must_use]
+    pub fn written(&self, container_id: &str, exec_id: &str) -> u64 {
+        self.process(container_id, exec_id)
+            .map_or(0, |process| process.output.written())
+    }
+
     /// Sizes that a process's terminal was given, in order; an empty exec id is the container's init process.
     #[must_use]
     pub fn sizes(&self, container_id: &str, exec_id: &str) -> Vec<(u32, u32)> {

@@ -306,7 +306,7 @@ async fn write(
     let mut encoder = Encoder::new();
     let mut buffer = BytesMut::new();
     loop {
-        let last = shared.take_control(&mut encoder, &mut buffer);
+        let mut last = shared.take_control(&mut encoder, &mut buffer);
         if buffer.is_empty() {
             tokio::select! {
                 () = shared.work.notified() => continue,
@@ -318,6 +318,8 @@ async fn write(
                         continue;
                     }
                     Some(Outbound { stream, bytes, fin }) => {
+                        // A stream's acceptance may have come with its first bytes, and goes before them.
+                        last = shared.take_control(&mut encoder, &mut buffer);
                         frame::data(stream, bytes.len(), fin, &mut buffer);
                         buffer.extend_from_slice(&bytes);
                     }

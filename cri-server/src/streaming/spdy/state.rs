@@ -215,7 +215,7 @@ impl Shared {
     /// Answers that the peer does not read must not pile up.
     pub(super) fn check_answers(&self) -> Result<(), SpdyError> {
         let state = self.lock();
-        if state.replies.len() + state.resets.len() > MAX_ANSWERS {
+        if state.replies.len() + state.resets.len() >= MAX_ANSWERS {
             return Err(SpdyError::Flood(MAX_ANSWERS));
         }
         Ok(())

@@ -3,12 +3,20 @@
 use std::io;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::{
+    io::{
+        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Empty, Sink, duplex, empty, sink, split,
+    },
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     frame::{self, Decoder, Encoder, Frame, ResetReason},
     headers::Headers,
+    session::Session,
 };
+use crate::streaming::connection::Line;
 
 /// Sends what a client sends and returns what it is answered. Reads only when it is asked to.
 #[derive(Debug)]
@@ -47,6 +55,25 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> SpdyClient<R, W> {
             encoder: Encoder::new(),
             last_stream: 0,
         }
+    }
+
+    /// One half that only receives and one that only sends, for two tasks.
+    pub fn split(self) -> (SpdyClient<R, Sink>, SpdyClient<Empty, W>) {
+        let receiving = SpdyClient {
+            reader: self.reader,
+            writer: sink(),
+            decoder: self.decoder,
+            encoder: Encoder::new(),
+            last_stream: 0,
+        };
+        let sending = SpdyClient {
+            reader: empty(),
+            writer: self.writer,
+            decoder: Decoder::new(),
+            encoder: self.encoder,
+            last_stream: self.last_stream,
+        };
+        (receiving, sending)
     }
 
     /// Opens a stream; its id.
@@ -165,4 +192,61 @@ pub fn decode_frames(bytes: &[u8], piece: usize) {
         }
     }
     assert!(data <= bytes.len(), "{data} bytes of data in {}", bytes.len());
+}
+
+/// A whole connection whose client sends any bytes, reads everything, and hangs up; its streams are echoed. It ends.
+///
+/// # Panics
+/// When it does not end, or no runtime can be made.
+pub fn converse(bytes: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    // Paused time passes only when nothing can go on: this is the length of a deadlock, and not of a slow machine.
+    let deadlock = std::time::Duration::from_secs(3600);
+    let conversation = runtime.block_on(tokio::time::timeout(deadlock, echo(bytes.to_vec())));
+    conversation.expect("the conversation ends");
+}
+
+async fn echo(bytes: Vec<u8>) {
+    let (client, server) = duplex(4096);
+    let (reader, writer) = split(server);
+    let line = Line::new(CancellationToken::new());
+    let mut session = Session::start(reader, writer, &line);
+    let (mut from_server, mut to_server) = split(client);
+    let mut client = JoinSet::new();
+    client.spawn(async move {
+        // The server may hang up first.
+        to_server.write_all(&bytes).await.ok();
+        to_server.shutdown().await.ok();
+    });
+    client.spawn(async move {
+        from_server.read_to_end(&mut Vec::new()).await.ok();
+    });
+    let mut watch = JoinSet::new();
+    let watched = line.clone();
+    watch.spawn(async move {
+        // A client that closed its own windows waits for ever: the server's limit ends that.
+        watched.worn_out(std::time::Duration::from_secs(60), None).await;
+        watched.closed.cancel();
+    });
+    let mut handlers = JoinSet::new();
+    while let Some(new) = session.accept().await {
+        handlers.spawn(async move {
+            let Some((mut incoming, outgoing)) = new.accept() else {
+                return;
+            };
+            while let Some(bytes) = incoming.next().await {
+                if outgoing.send(bytes).await.is_err() {
+                    return;
+                }
+            }
+            drop(outgoing.finish().await);
+        });
+    }
+    drop(session);
+    handlers.join_all().await;
+    client.join_all().await;
 }

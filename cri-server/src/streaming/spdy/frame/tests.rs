@@ -117,6 +117,25 @@ proptest! {
         crate::streaming::testing::decode_frames(&bytes, 1000);
     }
 
+    /// The same bytes to a whole connection.
+    #[test]
+    fn any_conversation_ends(
+        sent in prop::collection::vec(frame(), 0..10),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..5),
+    ) {
+        let (mut encoder, mut bytes) = (Encoder::new(), BytesMut::new());
+        for frame in &sent {
+            encode(&mut encoder, frame, &mut bytes);
+        }
+        for (at, byte) in changes {
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+        }
+        crate::streaming::testing::converse(&bytes);
+    }
+
     /// A good conversation with some of its bytes changed.
     #[test]
     fn a_changed_conversation_is_frames_or_refused(

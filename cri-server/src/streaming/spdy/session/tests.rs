@@ -236,7 +236,8 @@ async fn a_client_that_goes_closes_the_line() {
 #[tokio::test]
 async fn a_client_that_breaks_the_protocol_is_told_and_cut_off() {
     let nonsense: [&[u8]; 4] = [
-        b"GET / HTTP/1.1\r\n\r\n\0\0\0\x80",
+        // A ping of 16 MiB.
+        b"\x80\x03\0\x06\0\xff\xff\xff",
         // SYN_STREAM with no header block.
         b"\x80\x03\0\x01\0\0\0\x0a\0\0\0\x01\0\0\0\0\0\0",
         // A window update of nothing.
@@ -244,7 +245,6 @@ async fn a_client_that_breaks_the_protocol_is_told_and_cut_off() {
         // Version 2.
         b"\x80\x02\0\x06\0\0\0\x04\0\0\0\x01",
     ];
-    // The first is a data frame of a stream that never was, followed by a control frame of no version.
     for bytes in nonsense {
         let (mut client, _session, line) = connection(1024);
         client.raw(bytes).await.unwrap();
