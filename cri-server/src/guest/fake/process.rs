@@ -106,6 +106,14 @@ impl FakeProcess {
 
     /// Bytes that come over a stdin connection.
     pub(super) async fn connect_stdin(&self, kept: bool) -> mpsc::Sender<Vec<u8>> {
+        let open = if kept {
+            lock(&self.kept).clone()
+        } else {
+            lock(&self.kept).take()
+        };
+        if let Some(sender) = open {
+            return sender;
+        }
         let (sender, receiver) = mpsc::channel(1);
         *lock(&self.kept) = kept.then(|| sender.clone());
         *self.stdin.lock().await = Some(receiver);

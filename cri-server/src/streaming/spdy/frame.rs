@@ -180,80 +180,104 @@ impl Decoder {
 
     /// `None`: a kind that nobody knows, which is to be ignored.
     fn control(&mut self, kind: u16, flags: u8, payload: &[u8]) -> Result<Option<Frame>, SpdyError> {
-        let wrong = || SpdyError::Length {
-            kind,
-            length: payload.len(),
-        };
+        let control = Control { kind, payload };
         let fin = flags & FIN != 0;
-        let word = |at: usize| {
-            let bytes = payload.get(at..).and_then(<[u8]>::first_chunk::<4>);
-            bytes.map(|bytes| u32::from_be_bytes(*bytes)).ok_or_else(wrong)
-        };
-        let block = |from: usize| payload.get(from..).ok_or_else(wrong);
-        let exactly = |length: usize| {
-            if payload.len() == length {
-                Ok(())
-            } else {
-                Err(wrong())
-            }
-        };
         Ok(Some(match kind {
             kind::SYN_STREAM => Frame::SynStream {
-                stream: word(0)? & MASK,
+                stream: control.number(0)?,
                 fin,
                 // The associated stream, priority and slot are of no use here.
-                headers: self.headers.read(block(10)?)?,
+                headers: self.headers.read(control.rest(10)?)?,
             },
             kind::SYN_REPLY => Frame::SynReply {
-                stream: word(0)? & MASK,
+                stream: control.number(0)?,
                 fin,
-                headers: self.headers.read(block(4)?)?,
+                headers: self.headers.read(control.rest(4)?)?,
             },
             kind::HEADERS => {
-                let stream = word(0)? & MASK;
+                let stream = control.number(0)?;
                 // Read, because all blocks are one stream.
-                self.headers.read(block(4)?)?;
+                self.headers.read(control.rest(4)?)?;
                 Frame::Headers { stream, fin }
             }
             kind::RST_STREAM => {
-                exactly(8)?;
+                control.is_long(8)?;
                 Frame::Reset {
-                    stream: word(0)? & MASK,
+                    stream: control.number(0)?,
                 }
             }
-            kind::SETTINGS => {
-                let entries = usize::try_from(word(0)?).map_err(|_| wrong())?;
-                exactly(
-                    entries
-                        .checked_mul(8)
-                        .and_then(|length| length.checked_add(4))
-                        .ok_or_else(wrong)?,
-                )?;
-                let mut initial_window = None;
-                for at in (4..payload.len()).step_by(8) {
-                    if word(at)? & 0x00ff_ffff == INITIAL_WINDOW_SIZE {
-                        initial_window = Some(word(at + 4)? & MASK);
-                    }
-                }
-                Frame::Settings { initial_window }
-            }
+            kind::SETTINGS => Frame::Settings {
+                initial_window: control.initial_window()?,
+            },
             kind::PING => {
-                exactly(4)?;
-                Frame::Ping { id: word(0)? }
+                control.is_long(4)?;
+                Frame::Ping { id: control.word(0)? }
             }
             kind::GOAWAY => {
-                exactly(8)?;
+                control.is_long(8)?;
                 Frame::GoAway
             }
             kind::WINDOW_UPDATE => {
-                exactly(8)?;
+                control.is_long(8)?;
                 Frame::WindowUpdate {
-                    stream: word(0)? & MASK,
-                    delta: word(4)? & MASK,
+                    stream: control.number(0)?,
+                    delta: control.number(4)?,
                 }
             }
             _ => return Ok(None),
         }))
+    }
+}
+
+/// A control frame that is whole.
+#[derive(Clone, Copy)]
+struct Control<'p> {
+    kind: u16,
+    payload: &'p [u8],
+}
+
+impl<'p> Control<'p> {
+    fn wrong(self) -> SpdyError {
+        SpdyError::Length {
+            kind: self.kind,
+            length: self.payload.len(),
+        }
+    }
+
+    fn is_long(self, length: usize) -> Result<(), SpdyError> {
+        if self.payload.len() == length {
+            Ok(())
+        } else {
+            Err(self.wrong())
+        }
+    }
+
+    fn rest(self, from: usize) -> Result<&'p [u8], SpdyError> {
+        self.payload.get(from..).ok_or_else(|| self.wrong())
+    }
+
+    fn word(self, at: usize) -> Result<u32, SpdyError> {
+        let bytes = self.rest(at)?.first_chunk::<4>().ok_or_else(|| self.wrong())?;
+        Ok(u32::from_be_bytes(*bytes))
+    }
+
+    /// A stream id or a window.
+    fn number(self, at: usize) -> Result<u32, SpdyError> {
+        Ok(self.word(at)? & MASK)
+    }
+
+    /// Of SETTINGS.
+    fn initial_window(self) -> Result<Option<u32>, SpdyError> {
+        let entries = usize::try_from(self.word(0)?).unwrap_or(usize::MAX);
+        self.is_long(entries.saturating_mul(8).saturating_add(4))?;
+        let mut initial_window = None;
+        for at in (4..self.payload.len()).step_by(8) {
+            // In front of the id is a byte of flags.
+            if self.word(at)? & 0x00ff_ffff == INITIAL_WINDOW_SIZE {
+                initial_window = Some(self.number(at + 4)?);
+            }
+        }
+        Ok(initial_window)
     }
 }
 

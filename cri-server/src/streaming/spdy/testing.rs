@@ -153,7 +153,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> SpdyClient<R, W> {
     /// When it says nonsense, or the connection breaks.
     pub async fn next(&mut self) -> io::Result<Option<ClientEvent>> {
         loop {
-            while let Some(frame) = self.decoder.next().map_err(io::Error::other)? {
+            if let Some(frame) = self.decoder.next().map_err(io::Error::other)? {
                 match frame {
                     Frame::SynReply { stream, .. } => return Ok(Some(ClientEvent::Accepted(stream))),
                     Frame::Data { stream, fin, bytes } => {

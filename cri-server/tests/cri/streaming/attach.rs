@@ -1,13 +1,11 @@
 //! Attach: a container's own streams, for as long as it runs, beside its log.
 
-use std::time::Duration;
-
 use proto::cri::v1 as cri;
-use tokio::time::sleep;
+use tokio::time::timeout;
 use tonic::Code;
 
 use super::{ALL, OUTPUT, TERMINAL, Wish, attach_url, client::Command, running};
-use crate::support::{TestNode, eventually, refused};
+use crate::support::{PATIENCE, TestNode, eventually, refused};
 
 /// A container that has stdin; its id.
 async fn talkative(node: &TestNode, pod: &str, change: impl FnOnce(&mut cri::ContainerConfig)) -> String {
@@ -118,7 +116,7 @@ async fn what_cannot_be_is_refused_by_field() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_loses_output_and_the_log_none() {
-    const TOTAL: usize = 24 << 20;
+    const TOTAL: usize = 12 << 20;
     let (node, pod, _) = running().await;
     let script = format!("cat; flood {TOTAL}");
     let config = cri::ContainerConfig {
@@ -130,18 +128,30 @@ async fn a_client_that_does_not_read_loses_output_and_the_log_none() {
     node.start_container(&id).await.unwrap();
     let mut client = attach(&node, &id, ALL).await;
     client.close_stdin().await;
-    assert_eq!(node.ended(&id).await.exit_code, 0);
     let path = node.path("logs/web/flood.log");
     let logged = || std::fs::metadata(&path).map_or(0, |log| log.len());
-    let mut before = 0;
-    eventually("the log is complete", async || {
-        sleep(Duration::from_millis(200)).await;
-        let now = logged();
-        let stands = now > TOTAL as u64 && now == before;
-        before = now;
-        stands
+    // As long as it takes, if only it goes on.
+    loop {
+        let before = logged();
+        let ended = || async {
+            let state = node.container_status(&id).await.unwrap().state();
+            state == cri::ContainerState::ContainerExited
+        };
+        if before > TOTAL as u64 && ended().await {
+            break;
+        }
+        eventually("the log grows", async || logged() > before || ended().await).await;
+    }
+    assert_eq!(node.ended(&id).await.exit_code, 0);
+    // Its stdin, its output and its end are told by different ways.
+    let mut client = timeout(PATIENCE, async {
+        client
+            .until(|client| client.ended.contains(&client.id("stdout")))
+            .await;
+        client
     })
-    .await;
+    .await
+    .unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
     let lines = text.lines().filter(|line| line.contains(" stdout "));
     let mut numbers = lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap());

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
-        TcpStream,
+        TcpSocket, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     time::timeout,
@@ -37,7 +37,10 @@ fn split_url(url: &str) -> (&str, &str) {
 /// Sends a request with these header lines.
 pub(super) async fn request(url: &str, headers: &[&str]) -> (TcpStream, u16, String) {
     let (address, path) = split_url(url);
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    // Small, so that a client that does not read is soon felt.
+    socket.set_recv_buffer_size(64 * 1024).unwrap();
+    let mut stream = socket.connect(address.parse().unwrap()).await.unwrap();
     let mut head = format!("POST /{path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\n");
     for header in headers {
         head += &format!("{header}\r\n");
