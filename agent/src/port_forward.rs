@@ -63,14 +63,15 @@ mod tests {
     use proto::port_forward::ANSWER_LEN;
     use tokio::io::DuplexStream;
     use tokio::net::TcpListener;
-    use tokio::task::JoinHandle;
+    use tokio::task::JoinSet;
 
     use super::*;
 
-    /// The daemon's end of a connection for `port`, the agent's answer, and the agent's end of it.
-    async fn open(port: u16) -> (DuplexStream, Answer, JoinHandle<io::Result<()>>) {
+    /// The daemon's end of a connection for `port`, the agent's answer, and the task that serves it.
+    async fn open(port: u16) -> (DuplexStream, Answer, JoinSet<io::Result<()>>) {
         let (mut daemon, ours) = tokio::io::duplex(1024);
-        let served = tokio::task::spawn(serve(ours));
+        let mut served = JoinSet::new();
+        served.spawn(serve(ours));
         daemon.write_all(&Hello { port }.encode()).await.unwrap();
         let mut answer = [0; ANSWER_LEN];
         daemon.read_exact(&mut answer).await.unwrap();
@@ -96,15 +97,16 @@ mod tests {
         assert_eq!(question, "question");
         // More than every buffer on the way: the half that is open goes on.
         let long = vec![7; 3 << 20];
-        let answer = tokio::task::spawn(async move {
+        let mut answering = JoinSet::new();
+        answering.spawn(async move {
             pod.write_all(&long).await.unwrap();
             pod.shutdown().await.unwrap();
         });
         let mut received = Vec::new();
         daemon.read_to_end(&mut received).await.unwrap();
-        answer.await.unwrap();
+        answering.join_all().await;
         assert_eq!(received.len(), 3 << 20);
-        served.await.unwrap().unwrap();
+        assert!(served.join_all().await.iter().all(Result::is_ok));
     }
 
     #[tokio::test]
@@ -114,7 +116,7 @@ mod tests {
         let (mut daemon, answer, served) = open(port).await;
         assert_eq!(answer, Answer::Refused(libc::ECONNREFUSED));
         assert_eq!(daemon.read(&mut [0]).await.unwrap(), 0);
-        served.await.unwrap().unwrap();
+        assert!(served.join_all().await.iter().all(Result::is_ok));
     }
 
     #[tokio::test]
@@ -136,7 +138,7 @@ mod tests {
         assert_eq!(pod.read(&mut [0]).await.unwrap(), 0);
         drop(pod);
         // How it ended depends on who noticed first; that it did is what counts.
-        served.await.unwrap().ok();
+        drop(served.join_all().await);
     }
 
     #[tokio::test]

@@ -206,8 +206,8 @@ pub fn converse(bytes: &[u8]) {
         .expect("a runtime");
     // Paused time passes only when nothing can go on: this is the length of a deadlock, and not of a slow machine.
     let deadlock = std::time::Duration::from_secs(3600);
-    let conversation = runtime.block_on(tokio::time::timeout(deadlock, echo(bytes.to_vec())));
-    conversation.expect("the conversation ends");
+    let conversation = async { tokio::time::timeout(deadlock, echo(bytes.to_vec())).await };
+    runtime.block_on(conversation).expect("the conversation ends");
 }
 
 async fn echo(bytes: Vec<u8>) {

@@ -2,6 +2,7 @@
 
 mod attach;
 mod client;
+mod crictl;
 mod exec;
 mod port_forward;
 mod server;
