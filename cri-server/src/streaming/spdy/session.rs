@@ -38,6 +38,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Session {
     new_streams: mpsc::Receiver<NewStream>,
+    shared: Arc<Shared>,
     queue: mpsc::Sender<Outbound>,
     written: CancellationToken,
     /// Reader and writer, stopped with this value.
@@ -74,7 +75,7 @@ impl Session {
         let (shared_to_read, reader_end) = (Arc::clone(&shared), written.clone());
         tasks.spawn(async move {
             receiving.run(reader, &reader_end).await;
-            shared_to_read.closed.cancel();
+            shared_to_read.end();
         });
         let (shared_to_write, writer_end) = (Arc::clone(&shared), written.clone());
         let line = line.clone();
@@ -87,6 +88,7 @@ impl Session {
         });
         Self {
             new_streams,
+            shared,
             queue,
             written,
             _tasks: tasks,
@@ -138,6 +140,12 @@ impl Drop for NewStream {
         if self.halves.is_some() {
             drop(self.shared.reset(self.id, ResetReason::Refused));
         }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.shared.end();
     }
 }
 

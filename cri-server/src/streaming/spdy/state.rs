@@ -197,6 +197,12 @@ impl Shared {
         answered
     }
 
+    /// The connection is over, and so are all streams: their handlers hear nothing more.
+    pub(super) fn end(&self) {
+        self.closed.cancel();
+        self.lock().streams.clear();
+    }
+
     pub(super) fn ping(&self, id: u32) {
         let mut state = self.lock();
         if state.pings.len() < MAX_PINGS {

@@ -227,10 +227,14 @@ async fn goodbye_comes_after_the_last_byte() {
 
 #[tokio::test]
 async fn a_client_that_goes_closes_the_line() {
-    let (client, mut session, line) = connection(1024);
+    let (mut client, mut session, line) = connection(1024);
+    client.open(&[]).await.unwrap();
+    let (mut incoming, outgoing) = session.accept().await.unwrap().accept().unwrap();
     drop(client);
     timeout(SOON, line.closed.cancelled()).await.unwrap();
     assert!(session.accept().await.is_none());
+    assert_eq!(timeout(SOON, incoming.next()).await.unwrap(), None);
+    assert!(outgoing.send("bytes".into()).await.is_err());
 }
 
 #[tokio::test]
