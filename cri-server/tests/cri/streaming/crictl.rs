@@ -19,7 +19,7 @@ const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
 fn crictl() -> Option<OsString> {
     let program = std::env::var_os("CLEARPOD_CRICTL");
     if program.is_none() {
-        println!("SKIPPED: CLEARPOD_CRICTL names no crictl");
+        eprintln!("SKIPPED: CLEARPOD_CRICTL names no crictl");
     }
     program
 }
