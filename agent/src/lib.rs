@@ -11,7 +11,7 @@
 //! | `pod` | the state that calls share |
 //! | `sandbox`, `network` | what all containers share |
 //! | `container`, `init` | one container: the agent's part, and the stage's |
-//! | `cgroup`, `disk`, `seccomp`, `stdio`, `reaper` | one mechanism each |
+//! | `cgroup`, `disk`, `seccomp`, `stdio`, `port_forward`, `reaper` | one mechanism each |
 //! | `sys` | all unsafe code |
 //!
 //! Invariants: the agent never trusts a container (paths, sizes, files are checked); the agent never ends while the guest
@@ -28,6 +28,7 @@ mod init;
 mod lock;
 mod network;
 mod pod;
+mod port_forward;
 mod reaper;
 mod sandbox;
 mod seccomp;

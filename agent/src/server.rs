@@ -1,4 +1,5 @@
-//! Serves connections, wherever they come from: gRPC over HTTP/2 on the agent port, byte streams on the stdio port.
+//! Serves connections, wherever they come from: gRPC over HTTP/2 on the agent port, byte streams on the stdio port, forwarded
+//! connections on theirs.
 //!
 //! hyper directly, without tonic's transport: one service, no TLS, no routing, and less than half the code.
 
@@ -16,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::error::Failure;
 use crate::pod::{Pod, Settings};
+use crate::port_forward;
 use crate::service::Service;
 use crate::shutdown::{self, Shutdown};
 use crate::stdio::connection;
@@ -86,6 +88,15 @@ impl AgentHandle {
         self.pod.tasks.spawn(async move {
             if let Err(error) = connection::serve(stream, &pod.containers).await {
                 tracing::debug!(%error, "stdio connection ended");
+            }
+        });
+    }
+
+    /// Serves one connection that is forwarded to a TCP port of the pod.
+    pub fn serve_port_forward(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        self.pod.tasks.spawn(async move {
+            if let Err(error) = port_forward::serve(stream).await {
+                tracing::debug!(%error, "forwarded connection ended");
             }
         });
     }

@@ -22,6 +22,7 @@ use crate::{
     sandbox::{Events, Node, Registry},
     stats::Samples,
     store::{Store, recovery},
+    streaming::{self, Streaming},
 };
 
 pub use crate::{grpc::socket::SocketError, store::StoreError};
@@ -73,6 +74,14 @@ pub enum ServeError {
     /// The CRI socket.
     #[error("listen for CRI")]
     Socket(#[from] SocketError),
+    /// The address of the streaming server.
+    #[error("listen for exec, attach and port-forward on {address}")]
+    Streaming {
+        /// As it is configured.
+        address: std::net::SocketAddr,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
     /// The records of the last daemon.
     #[error("recover the state of the last daemon")]
     Recovery(#[from] StoreError),
@@ -116,6 +125,7 @@ impl App {
             launcher: drivers.launcher,
             scratch,
             metrics: Metrics::default(),
+            streaming: Streaming::new(&config.streaming),
             sandboxes: Registry::default(),
             events: Events::default(),
             samples: Samples::default(),
@@ -137,6 +147,16 @@ impl App {
     pub async fn serve(self, stop: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
         let path = self.node.config.socket();
         let listener = socket::bind(&path)?;
+        let streaming = &self.node.config.streaming;
+        let streams = streaming::bind(&self.node)
+            .await
+            .map_err(|source| ServeError::Streaming {
+                address: (streaming.address, streaming.port).into(),
+                source,
+            })?;
+        self.node
+            .tasks
+            .spawn(streaming::serve(Arc::clone(&self.node), streams));
         let (gate, recovered) = watch::channel(false);
         let edge = Edge::new(Arc::clone(&self.node), recovered);
         let draining = CancellationToken::new();

@@ -4,7 +4,7 @@
 //! Nothing is opened or made here (see `app`).
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -46,6 +46,8 @@ pub struct Config {
     pub network: NetworkConfig,
     /// Registries and the image store.
     pub image: ImageConfig,
+    /// Exec, attach and port-forward.
+    pub streaming: StreamingConfig,
 }
 
 /// As kubelet's `cgroupDriver`.
@@ -138,6 +140,24 @@ pub struct Deadlines {
     pub stats_s: u64,
 }
 
+/// Where clients of Exec, Attach and PortForward connect to, and how long they may take.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StreamingConfig {
+    /// A loopback address: whoever can connect and has an URL may use it.
+    pub address: IpAddr,
+    /// 0: any that is free.
+    pub port: u16,
+    /// A connection on which nothing passes is ended after this many seconds.
+    pub idle_s: u64,
+    /// A connection is ended after this many seconds whatever passes; unset: never.
+    pub longest_s: Option<u64>,
+    /// For a client to create the streams that its command needs, seconds.
+    pub creation_s: u64,
+    /// An URL that was given out is good for this many seconds.
+    pub token_s: u64,
+}
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -179,6 +199,7 @@ impl Default for Config {
             deadlines: Deadlines::default(),
             network: NetworkConfig::default(),
             image: ImageConfig::default(),
+            streaming: StreamingConfig::default(),
         }
     }
 }
@@ -225,6 +246,49 @@ impl Default for Deadlines {
             stop_s: 10,
             stats_s: 3,
         }
+    }
+}
+
+/// kubelet's own times.
+impl Default for StreamingConfig {
+    fn default() -> Self {
+        Self {
+            address: Ipv4Addr::LOCALHOST.into(),
+            port: 0,
+            idle_s: 4 * 60 * 60,
+            longest_s: None,
+            creation_s: 30,
+            token_s: 60,
+        }
+    }
+}
+
+impl StreamingConfig {
+    pub(crate) fn idle(&self) -> Duration {
+        Duration::from_secs(self.idle_s)
+    }
+    pub(crate) fn longest(&self) -> Option<Duration> {
+        self.longest_s.map(Duration::from_secs)
+    }
+    pub(crate) fn creation(&self) -> Duration {
+        Duration::from_secs(self.creation_s)
+    }
+    pub(crate) fn token(&self) -> Duration {
+        Duration::from_secs(self.token_s)
+    }
+    /// The field that cannot be what it is, and why.
+    fn refusal(&self) -> Option<(&'static str, &'static str)> {
+        if !self.address.is_loopback() {
+            return Some((
+                "streaming.address",
+                "must be a loopback address: an URL is all that a client needs",
+            ));
+        }
+        let times = [self.idle_s, self.creation_s, self.token_s];
+        if times.contains(&0) || self.longest_s == Some(0) {
+            return Some(("streaming", "none of its times may be 0"));
+        }
+        None
     }
 }
 
@@ -348,6 +412,9 @@ impl Config {
         {
             return refuse("deadlines", "none may be 0");
         }
+        if let Some((field, reason)) = self.streaming.refusal() {
+            return refuse(field, reason);
+        }
         Ok(self)
     }
 
@@ -450,6 +517,9 @@ mod tests {
             ("[machine]\nconsole_kib = 1", "machine.console_kib"),
             ("[container]\nnofile = [2, 1]", "container.nofile"),
             ("[deadlines]\nboot_s = 0", "deadlines"),
+            ("[streaming]\naddress = \"0.0.0.0\"", "streaming.address"),
+            ("[streaming]\ntoken_s = 0", "streaming"),
+            ("[streaming]\nlongest_s = 0", "streaming"),
         ] {
             assert!(refused(text).starts_with(field), "{text}: {}", refused(text));
         }

@@ -8,4 +8,5 @@ pub mod agent;
 #[cfg(feature = "cri")]
 pub mod cri;
 pub mod machine;
+pub mod port_forward;
 pub mod stdio;

@@ -9,6 +9,8 @@
 //!   [`WINDOW`] of them, and beyond that it stops reading the process's pipes. A frame of length 0 says that this stream
 //!   has ended. When all streams have ended and been sent, the agent shuts down its sending side.
 //! - [`Role::Stdin`]: raw bytes to the process; shutting down the sending side is end of file.
+//! - [`Role::StdinKept`]: the same, but the end of the connection is no end of file: the process's stdin stays open for the
+//!   next one.
 //!
 //! A second connection for the same process and role replaces the first, which is closed. Stdin has a connection of its
 //! own because a process that does not read its stdin must not hold up acknowledgements.
@@ -41,6 +43,8 @@ pub enum Role {
     Output,
     /// stdin, daemon to agent.
     Stdin,
+    /// stdin that outlives the connection.
+    StdinKept,
 }
 
 /// Opens a stdio connection.
@@ -139,6 +143,7 @@ impl Hello {
         bytes.push(match self.role {
             Role::Output => 1,
             Role::Stdin => 2,
+            Role::StdinKept => 3,
         });
         bytes.push(0);
         bytes.push(id_len(&self.container_id)?);
@@ -180,6 +185,7 @@ impl HelloFixed {
         let role = match role {
             1 => Role::Output,
             2 => Role::Stdin,
+            3 => Role::StdinKept,
             other => return Err(DecodeError::Role(other)),
         };
         if usize::from(container_id_len) > MAX_ID || usize::from(exec_id_len) > MAX_ID {

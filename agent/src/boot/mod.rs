@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use prost::Message as _;
 use proto::agent::v1::{ErrorCode, Ready};
+use proto::port_forward::PORT_FORWARD_PORT;
 use proto::stdio::{AGENT_PORT, READY_PORT, STDIO_PORT};
 use tokio::runtime;
 
@@ -69,6 +70,10 @@ async fn boot(main_entered_ns: u64) -> Result<AgentHandle, Failure> {
     listen::serve(&agent, AGENT_PORT, move |stream| serving.serve_rpc(stream))?;
     let serving = agent.clone();
     listen::serve(&agent, STDIO_PORT, move |stream| serving.serve_stdio(stream))?;
+    let serving = agent.clone();
+    listen::serve(&agent, PORT_FORWARD_PORT, move |stream| {
+        serving.serve_port_forward(stream);
+    })?;
     root::make_read_only()?;
     agent.spawn(tell_ready(main_entered_ns));
     Ok(agent)

@@ -47,11 +47,11 @@ where
             }
             Err(_) => refuse(&mut to_daemon, Status::OffsetGone).await,
         },
-        Role::Stdin => match stdio.attach_stdin() {
+        Role::Stdin | Role::StdinKept => match stdio.attach_stdin() {
             Some((replaced, Some(stdin))) => {
                 to_daemon.write_all(&[Status::Ok.encode()]).await?;
                 tokio::select! {
-                    done = input(&stdio, &stdin, from_daemon) => done,
+                    done = input(&stdio, &stdin, from_daemon, hello.role == Role::StdinKept) => done,
                     () = replaced.cancelled() => Ok(()),
                 }
             }
@@ -154,12 +154,15 @@ async fn input(
     stdio: &ProcessStdio,
     stdin: &tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>,
     mut from_daemon: impl AsyncRead + Unpin,
+    kept: bool,
 ) -> io::Result<()> {
     let mut buffer = vec![0; STDIN_CHUNK];
     loop {
         let got = from_daemon.read(&mut buffer).await?;
         if got == 0 {
-            stdio.close_stdin();
+            if !kept {
+                stdio.close_stdin();
+            }
             return Ok(());
         }
         let mut rest = buffer.get(..got).unwrap_or_default();

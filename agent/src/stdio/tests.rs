@@ -240,6 +240,25 @@ async fn stdin_arrives_and_ends() {
 }
 
 #[tokio::test]
+async fn a_stdin_that_is_kept_outlives_its_connections() {
+    let mut process = Fixture::new(true);
+    for role in [Role::StdinKept, Role::StdinKept, Role::Stdin] {
+        let (mut connection, status) = process.connect(role, 0, "c").await;
+        assert_eq!(status, Status::Ok);
+        connection.write_all(b"typed ").await.unwrap();
+        connection.shutdown().await.unwrap();
+        assert_eq!(connection.read(&mut [0]).await.unwrap(), 0, "all of it was taken");
+    }
+    let stdin = process.stdin.try_clone().unwrap();
+    let typed = tokio::task::spawn_blocking(move || {
+        let mut typed = String::new();
+        std::io::Read::read_to_string(&mut std::fs::File::from(stdin), &mut typed).unwrap();
+        typed
+    });
+    assert_eq!(typed.await.unwrap(), "typed typed typed ");
+}
+
+#[tokio::test]
 async fn refusals_say_why() {
     let mut process = Fixture::new(false);
     assert_eq!(process.connect(Role::Stdin, 0, "c").await.1, Status::NoStdin);

@@ -1,4 +1,5 @@
-//! ExecSync: one more process in a running container, its output captured, its end awaited.
+//! One more process in a running container: prepared here for whoever runs it, and ExecSync, whose output is captured and
+//! whose end is awaited. What clients follow while it runs is in `streaming::exec`.
 //!
 //! The work is a task of its own that outlives the request: whatever becomes of the client, the process is ended and
 //! forgotten in the guest.
@@ -12,15 +13,15 @@ use super::{
     state::{Ask, WrongState, decide},
 };
 use crate::{
-    guest::{GuestClient, GuestError},
+    guest::{Dialer, GuestClient, GuestError},
     sandbox::{ContainerView, Node, RequestError, SandboxHandle, chain, new_id},
     stdio::{Capture, Captured, MAX_CAPTURE, ProcessId},
 };
 
 /// For output that is under way when the process has ended: a child that it left behind may keep the streams open.
-const DRAIN: Duration = Duration::from_secs(2);
+pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 /// "None": CRI has no limit then, and a process that never ends is ended with its container.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(crate) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How the command ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,10 +42,70 @@ pub(crate) async fn exec_sync(
     command: Vec<String>,
     limit: Duration,
 ) -> Result<Executed, RequestError> {
+    let exec = prepare(node, sandbox, container, command)?;
+    let operation = exec.operation();
+    let capture = Capture::new(exec.dialer.clone(), exec.id.clone(), MAX_CAPTURE);
+    let run = Run {
+        exec,
+        limit: if limit.is_zero() { FOREVER } else { limit },
+    };
+    let (mut reply, answer) = oneshot::channel();
+    let stop = node.stop.clone();
+    let machine_gone = sandbox.machine_gone();
+    node.tasks.spawn(async move {
+        let result = tokio::select! {
+            result = run.run(capture) => Some(result),
+            // Without this a command without limit would be waited for in a guest that is no more.
+            () = machine_gone => Some(Err(RequestError::WrongState {
+                operation,
+                reason: "its machine has ended".to_owned(),
+            })),
+            // The client has gone, or the daemon stops: nobody wants the output.
+            () = reply.closed() => None,
+            () = stop.cancelled() => None,
+        };
+        run.exec.forget().await;
+        if let Some(result) = result {
+            // It may have gone since.
+            drop(reply.send(result));
+        }
+    });
+    answer
+        .await
+        .map_err(|_| RequestError::Unavailable { doing: "stopping" })?
+}
+
+/// A process that can be started.
+#[derive(Debug)]
+pub(crate) struct Exec {
+    pub(crate) guest: GuestClient,
+    pub(crate) dialer: Dialer,
+    pub(crate) id: ProcessId,
+    /// Without stdin and terminal, unless whoever runs it says otherwise.
+    pub(crate) process: proto::agent::v1::Process,
+}
+
+/// What came of a start.
+pub(crate) enum Started {
+    Runs,
+    /// Not executable: how a shell would have told its user.
+    Ended {
+        text: String,
+        exit_code: i32,
+    },
+}
+
+/// A process that runs `command` as the container's own does; nothing is started yet.
+pub(crate) fn prepare(
+    node: &Node,
+    sandbox: &SandboxHandle,
+    container: &ContainerView,
+    command: Vec<String>,
+) -> Result<Exec, RequestError> {
     if command.is_empty() {
         return Err(RequestError::invalid("cmd", "missing"));
     }
-    let operation = format!("execute in container {}", container.id);
+    let operation = operation(&container.id);
     decide(&container.state, Ask::Exec).map_err(|WrongState(reason)| RequestError::WrongState {
         operation: operation.clone(),
         reason: reason.to_owned(),
@@ -57,70 +118,83 @@ pub(crate) async fn exec_sync(
     let mut process = spec::process(&container.config(), &container.image, &node.config.container)?;
     process.args = command;
     process.terminal = false;
-    let run = Run {
+    Ok(Exec {
         guest: machine.guest.clone(),
+        dialer: machine.dialer.clone(),
         id: ProcessId {
             container_id: container.id.clone(),
             exec_id: Some(new_id()?),
         },
-        limit: if limit.is_zero() { FOREVER } else { limit },
-    };
-    let capture = Capture::new(machine.dialer.clone(), run.id.clone(), MAX_CAPTURE);
-    let (mut reply, answer) = oneshot::channel();
-    let stop = node.stop.clone();
-    let machine_gone = sandbox.machine_gone();
-    node.tasks.spawn(async move {
-        let result = tokio::select! {
-            result = run.run(process, capture) => Some(result),
-            // Without this a command without limit would be waited for in a guest that is no more.
-            () = machine_gone => Some(Err(RequestError::WrongState {
-                operation,
-                reason: "its machine has ended".to_owned(),
-            })),
-            // The client has gone, or the daemon stops: nobody wants the output.
-            () = reply.closed() => None,
-            () = stop.cancelled() => None,
-        };
-        run.forget().await;
-        if let Some(result) = result {
-            // It may have gone since.
-            drop(reply.send(result));
+        process,
+    })
+}
+
+fn operation(container_id: &str) -> String {
+    format!("execute in container {container_id}")
+}
+
+impl Exec {
+    /// For messages.
+    pub(crate) fn operation(&self) -> String {
+        operation(&self.id.container_id)
+    }
+
+    /// Starts it in the guest.
+    pub(crate) async fn start(&self) -> Result<Started, RequestError> {
+        let exec_id = self.id.exec_id.clone().unwrap_or_default();
+        let started = self
+            .guest
+            .exec(&self.id.container_id, &exec_id, self.process.clone());
+        match started.await {
+            Ok(()) => Ok(Started::Runs),
+            Err(error) => match error.exec_exit_code() {
+                Some(exit_code) => {
+                    let program = self.program();
+                    let text = format!("clearpod: exec {program:?}: {}\n", chain(&error));
+                    Ok(Started::Ended { text, exit_code })
+                }
+                None => Err(RequestError::guest(self.operation())(error)),
+            },
         }
-    });
-    answer
-        .await
-        .map_err(|_| RequestError::Unavailable { doing: "stopping" })?
+    }
+
+    /// Forgets it in the guest; kills it if it runs still.
+    pub(crate) async fn forget(&self) {
+        let exec_id = self.id.exec_id.clone().unwrap_or_default();
+        if let Err(error) = self.guest.remove_exec(&self.id.container_id, &exec_id).await {
+            tracing::warn!(
+                exec = exec_id,
+                error = chain(&error),
+                "the command may run on in the guest"
+            );
+        }
+    }
+
+    fn program(&self) -> &str {
+        self.process.args.first().map_or("", String::as_str)
+    }
 }
 
 struct Run {
-    guest: GuestClient,
-    id: ProcessId,
+    exec: Exec,
     limit: Duration,
 }
 
 impl Run {
-    async fn run(
-        &self,
-        process: proto::agent::v1::Process,
-        mut capture: Capture,
-    ) -> Result<Executed, RequestError> {
-        let exec_id = self.id.exec_id.clone().unwrap_or_default();
-        let operation = || format!("execute in container {}", self.id.container_id);
-        let program = process.args.first().cloned().unwrap_or_default();
-        if let Err(error) = self.guest.exec(&self.id.container_id, &exec_id, process).await {
-            return match error.exec_exit_code() {
-                Some(exit_code) => Ok(Executed {
-                    stdout: Vec::new(),
-                    stderr: format!("clearpod: exec {program:?}: {}\n", chain(&error)).into_bytes(),
-                    exit_code,
-                }),
-                None => Err(RequestError::guest(operation())(error)),
-            };
+    async fn run(&self, mut capture: Capture) -> Result<Executed, RequestError> {
+        let exec = &self.exec;
+        let exec_id = exec.id.exec_id.clone().unwrap_or_default();
+        if let Started::Ended { text, exit_code } = exec.start().await? {
+            return Ok(Executed {
+                stdout: Vec::new(),
+                stderr: text.into_bytes(),
+                exit_code,
+            });
         }
         // Both at once: a process whose output nobody takes does not end.
         let mut captured = None;
         let ended = {
-            let wait = self.guest.wait(&self.id, self.limit);
+            let wait = exec.guest.wait(&exec.id, self.limit);
             tokio::pin!(wait);
             tokio::select! {
                 exit = &mut wait => exit,
@@ -134,11 +208,15 @@ impl Run {
             Ok(exit) => exit,
             Err(GuestError::Timeout { .. }) => {
                 return Err(RequestError::TimedOut {
-                    what: format!("command {program:?} in container {}", self.id.container_id),
+                    what: format!(
+                        "command {:?} in container {}",
+                        exec.program(),
+                        exec.id.container_id
+                    ),
                     seconds: self.limit.as_secs(),
                 });
             }
-            Err(error) => return Err(RequestError::guest(operation())(error)),
+            Err(error) => return Err(RequestError::guest(exec.operation())(error)),
         };
         let captured = match captured {
             Some(result) => Ok(result),
@@ -159,18 +237,6 @@ impl Run {
             stderr,
             exit_code: exit.code,
         })
-    }
-
-    /// Kills it if it runs still.
-    async fn forget(&self) {
-        let exec_id = self.id.exec_id.clone().unwrap_or_default();
-        if let Err(error) = self.guest.remove_exec(&self.id.container_id, &exec_id).await {
-            tracing::warn!(
-                exec = exec_id,
-                error = chain(&error),
-                "the command may run on in the guest"
-            );
-        }
     }
 }
 

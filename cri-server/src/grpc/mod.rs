@@ -6,8 +6,10 @@
 //! `:authority`: Go clients send "localhost" on unix sockets (kubelet sets it, crictl's library does by default). Clients that
 //! send the percent-encoded socket path are refused by the h2 crate before anything of ours sees the request.
 
+mod container_attach;
 mod container_create;
 mod container_events;
+mod container_exec;
 mod container_exec_sync;
 mod container_list;
 mod container_remove;
@@ -35,6 +37,7 @@ mod runtime_status;
 mod runtime_version;
 mod sandbox_list;
 mod sandbox_metrics;
+mod sandbox_port_forward;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_stats;

@@ -4,11 +4,12 @@ use proto::cri::v1::{self as cri, runtime_service_server::RuntimeService};
 use tonic::{Request, Response, Status};
 
 use super::{
-    container_create, container_events, container_exec_sync, container_list, container_remove,
-    container_reopen_log, container_start, container_stats, container_stats_list, container_status,
-    container_stop, container_update, edge::Edge, metric_descriptors, pages::Pages, runtime_config,
-    runtime_config_update, runtime_status, runtime_version, sandbox_list, sandbox_metrics, sandbox_remove,
-    sandbox_run, sandbox_stats, sandbox_stats_list, sandbox_status, sandbox_stop, sandbox_update,
+    container_attach, container_create, container_events, container_exec, container_exec_sync,
+    container_list, container_remove, container_reopen_log, container_start, container_stats,
+    container_stats_list, container_status, container_stop, container_update, edge::Edge, metric_descriptors,
+    pages::Pages, runtime_config, runtime_config_update, runtime_status, runtime_version, sandbox_list,
+    sandbox_metrics, sandbox_port_forward, sandbox_remove, sandbox_run, sandbox_stats, sandbox_stats_list,
+    sandbox_status, sandbox_stop, sandbox_update,
 };
 
 #[tonic::async_trait]
@@ -188,19 +189,23 @@ impl RuntimeService for Edge {
         self.call("ExecSync", request, container_exec_sync::handle).await
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
-        self.missing("Exec")
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
+        self.call("Exec", request, container_exec::handle).await
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Result<Response<cri::AttachResponse>, Status> {
-        self.missing("Attach")
+    async fn attach(
+        &self,
+        request: Request<cri::AttachRequest>,
+    ) -> Result<Response<cri::AttachResponse>, Status> {
+        self.call("Attach", request, container_attach::handle).await
     }
 
     async fn port_forward(
         &self,
-        _: Request<cri::PortForwardRequest>,
+        request: Request<cri::PortForwardRequest>,
     ) -> Result<Response<cri::PortForwardResponse>, Status> {
-        self.missing("PortForward")
+        self.call("PortForward", request, sandbox_port_forward::handle)
+            .await
     }
 
     async fn container_stats(

@@ -10,7 +10,7 @@
 //! | DEADLINE_EXCEEDED | the time limit *of the request* is over: a probe failed |
 //! | UNAVAILABLE | the daemon recovers or stops, or the guest does not answer: try again |
 //! | PERMISSION_DENIED | the registry refuses the credentials |
-//! | RESOURCE_EXHAUSTED | the disk is full |
+//! | RESOURCE_EXHAUSTED | the disk is full, or there are too many of something: try again later |
 //! | INTERNAL | something of the host failed; the text has the chain of causes |
 
 use proto::agent::v1::ErrorCode;
@@ -47,6 +47,7 @@ fn code(error: &RequestError) -> Code {
         RequestError::NameTaken { .. } => Code::AlreadyExists,
         RequestError::WrongState { .. } => Code::FailedPrecondition,
         RequestError::TimedOut { .. } => Code::DeadlineExceeded,
+        RequestError::TooMany { .. } => Code::ResourceExhausted,
         RequestError::Unavailable { .. } => Code::Unavailable,
         RequestError::Guest { source, .. } => of_guest(source),
         RequestError::Pull(source) => of_pull(source),

@@ -10,6 +10,7 @@ mod connect;
 mod error;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
+mod forward;
 mod ready;
 pub(crate) mod text;
 
@@ -17,4 +18,5 @@ pub use answer::{ContainerReport, Created, Exit, GuestEvent, Phase};
 pub use client::{GuestClient, GuestInfo, GuestWatch};
 pub use connect::{DialError, Dialer};
 pub use error::GuestError;
+pub use forward::{ForwardError, forward};
 pub use ready::{Ready, ReadyError, ReadyListener};

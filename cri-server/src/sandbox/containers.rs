@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::cri::v1 as cri;
-use tokio::time::Instant;
+use tokio::{sync::broadcast, time::Instant};
 
 use super::{
     driver::Driver,
@@ -27,7 +27,7 @@ use crate::{
     failpoint,
     guest::{Created, Exit, GuestError, GuestEvent, Phase},
     image::Image,
-    stdio::{ContainerLog, LogSpec, ProcessId},
+    stdio::{ContainerLog, LogSpec, OutputEvent, ProcessId},
     store::ContainerRecord,
 };
 
@@ -418,6 +418,16 @@ impl Driver {
         log.reopen()
             .await
             .map_err(RequestError::failed("reopen the container's log"))
+    }
+
+    /// For a client that attaches.
+    pub(super) fn follow_output(
+        &self,
+        id: &str,
+    ) -> Result<Option<broadcast::Receiver<OutputEvent>>, RequestError> {
+        self.check(id, Ask::Exec, "attach to")?;
+        let log = self.container(id)?.log.as_ref();
+        Ok(log.and_then(ContainerLog::subscribe))
     }
 
     /// What the guest tells.

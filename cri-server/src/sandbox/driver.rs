@@ -208,6 +208,10 @@ impl Driver {
                 let result = self.update_sandbox(&request).await;
                 self.answer(reply, result);
             }
+            Input::Request(Request::FollowOutput(id, reply)) => {
+                let result = self.follow_output(&id);
+                self.answer(reply, result);
+            }
             Input::Guest(event) => self.guest_event(event).await,
             Input::MachineEnded(exit) => self.machine_ended(&exit.to_string()).await,
             Input::Deadline => self.deadlines_passed().await,

@@ -30,6 +30,9 @@ pub(crate) enum RequestError {
     WrongState { operation: String, reason: String },
     #[error("{what} did not end within {seconds} s")]
     TimedOut { what: String, seconds: u64 },
+    /// A bound of ours is reached; it passes.
+    #[error("{what}")]
+    TooMany { what: String },
     /// The daemon recovers, or stops.
     #[error("the daemon is {doing}; try again")]
     Unavailable { doing: &'static str },

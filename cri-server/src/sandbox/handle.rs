@@ -3,10 +3,11 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use proto::cri::v1 as cri;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{error::RequestError, view::SandboxView};
+use crate::stdio::OutputEvent;
 
 /// Where an answer goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
@@ -32,6 +33,8 @@ pub(crate) enum Request {
     ReopenLog(String, Reply<()>),
     UpdateContainer(String, Box<cri::LinuxContainerResources>, Reply<()>),
     UpdateSandbox(Box<cri::UpdatePodSandboxResourcesRequest>, Reply<()>),
+    /// What a container writes from now on; `None` when it writes no more.
+    FollowOutput(String, Reply<Option<broadcast::Receiver<OutputEvent>>>),
 }
 
 /// One sandbox.

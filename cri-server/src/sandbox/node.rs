@@ -23,6 +23,7 @@ use crate::{
     network::Network,
     stats::Samples,
     store::Store,
+    streaming::Streaming,
 };
 
 /// One node.
@@ -35,6 +36,7 @@ pub(crate) struct Node {
     pub(crate) launcher: Arc<dyn Launcher>,
     pub(crate) scratch: ScratchTemplate,
     pub(crate) metrics: Metrics,
+    pub(crate) streaming: Streaming,
     pub(crate) sandboxes: Registry,
     pub(crate) events: Events,
     /// Earlier measurements, to tell rates.

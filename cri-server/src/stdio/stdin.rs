@@ -51,17 +51,29 @@ pub enum StdinError {
 }
 
 impl Stdin {
-    /// Connects to the stdin of `process`; replaces another connection to it.
+    /// Connects to the stdin of `process`; replaces another connection to it. The connection's end is end of file.
     ///
     /// # Errors
     /// [`StdinError`]
     pub async fn open(dialer: &Dialer, process: &ProcessId) -> Result<Self, StdinError> {
+        Self::connect(dialer, process, Role::Stdin).await
+    }
+
+    /// As [`Self::open`], but the process's stdin stays open for the next one.
+    ///
+    /// # Errors
+    /// [`StdinError`]
+    pub async fn open_kept(dialer: &Dialer, process: &ProcessId) -> Result<Self, StdinError> {
+        Self::connect(dialer, process, Role::StdinKept).await
+    }
+
+    async fn connect(dialer: &Dialer, process: &ProcessId, role: Role) -> Result<Self, StdinError> {
         let refused = |reason| StdinError::Refused {
             process: process.to_string(),
             reason,
         };
         let hello = process
-            .hello(Role::Stdin, 0)
+            .hello(role, 0)
             .map_err(|_| refused("its id is too long"))?;
         let mut stream = dialer.dial(STDIO_PORT).await.map_err(|source| StdinError::Dial {
             process: process.to_string(),

@@ -2,6 +2,7 @@
 //! images come through the real pull from a registry in the test. Needs neither root nor KVM.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 mod events;
 mod exec;
@@ -12,5 +13,6 @@ mod recovery;
 mod resize;
 mod rollback;
 mod stats;
+mod streaming;
 mod streaming_lists;
 mod support;

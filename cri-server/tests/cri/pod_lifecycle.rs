@@ -314,8 +314,12 @@ async fn the_node_says_what_it_is_and_what_it_lacks() {
     node.network.set_not_ready(Some("no plugins".to_owned()));
     assert_eq!(conditions(status(&node).await), ready(false));
     refused(node.run_pod("web").await, Code::Internal, "no plugins");
-    let attach = runtime.attach(cri::AttachRequest::default()).await;
-    refused(attach, Code::Unimplemented, "clearpod: Attach is not implemented");
+    let restore = runtime.restore_pod(cri::RestorePodRequest::default()).await;
+    refused(
+        restore,
+        Code::Unimplemented,
+        "clearpod: RestorePod is not implemented",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

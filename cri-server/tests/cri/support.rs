@@ -43,6 +43,7 @@ pub(crate) struct TestNode {
     pub(crate) runtime: RuntimeServiceClient<Channel>,
     pub(crate) images: ImageServiceClient<Channel>,
     daemon: Option<Daemon>,
+    config: Config,
 }
 
 /// One life of the daemon, in a runtime of its own so that it can be killed with all its tasks.
@@ -84,6 +85,11 @@ impl Launcher for OutlivingLauncher {
 impl TestNode {
     /// A node with a daemon that serves, and an image that is pulled.
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// The same with another configuration.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::Builder::new().prefix("cp").tempdir_in("/tmp").unwrap();
         let host = FakeHost::new();
         let network = Arc::new(FakeNetwork::new());
@@ -94,7 +100,9 @@ impl TestNode {
             .finish();
         registry.push("test/shell", "1", &TestImage::of_layer(&tar));
         let image = format!("{}/test/shell:1", registry.host());
-        let daemon = Daemon::start(&directory, &host, &network).await;
+        let mut config = config(&directory);
+        change(&mut config);
+        let daemon = Daemon::start(&config, &host, &network).await;
         let channel = connect(&socket(&directory)).await;
         let mut node = Self {
             directory,
@@ -105,6 +113,7 @@ impl TestNode {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(16 << 20),
             images: ImageServiceClient::new(channel),
             daemon: Some(daemon),
+            config,
         };
         node.recovered().await;
         let image = node.image.clone();
@@ -134,7 +143,7 @@ impl TestNode {
     }
 
     pub(crate) async fn start_daemon(&mut self) {
-        self.daemon = Some(Daemon::start(&self.directory, &self.host, &self.network).await);
+        self.daemon = Some(Daemon::start(&self.config, &self.host, &self.network).await);
         let channel = connect(&socket(&self.directory)).await;
         self.runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(16 << 20);
         self.images = ImageServiceClient::new(channel);
@@ -356,13 +365,13 @@ impl TestNode {
 }
 
 impl Daemon {
-    async fn start(directory: &TempDir, host: &FakeHost, network: &Arc<FakeNetwork>) -> Self {
+    async fn start(config: &Config, host: &FakeHost, network: &Arc<FakeNetwork>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();
-        let (host, network, config) = (host.clone(), Arc::clone(network), config(directory));
+        let (host, network, config) = (host.clone(), Arc::clone(network), config.clone());
         let outside = Handle::current();
         let (stop, stopped) = oneshot::channel::<()>();
         let served = runtime.spawn(async move {
@@ -424,6 +433,7 @@ fn config(directory: &TempDir) -> Config {
     config.deadlines.drain_s = 5;
     config.deadlines.stop_s = 5;
     config.deadlines.stats_s = 1;
+    config.streaming.creation_s = 5;
     config.validated().unwrap()
 }
 

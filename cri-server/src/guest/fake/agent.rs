@@ -109,6 +109,21 @@ impl FakeAgent {
             .unwrap_or_default()
     }
 
+    /// How many bytes a process has written so far; an empty exec id is the container's init process.
+    #[must_use]
+    pub fn written(&self, container_id: &str, exec_id: &str) -> u64 {
+        self.process(container_id, exec_id)
+            .map_or(0, |process| process.output.written())
+    }
+
+    /// Sizes that a process's terminal was given, in order; an empty exec id is the container's init process.
+    #[must_use]
+    pub fn sizes(&self, container_id: &str, exec_id: &str) -> Vec<(u32, u32)> {
+        self.process(container_id, exec_id)
+            .map(|process| process.sizes())
+            .unwrap_or_default()
+    }
+
     /// Limits that containers were given after their creation, in order.
     #[must_use]
     pub fn updates(&self) -> Vec<v1::UpdateContainerRequest> {
@@ -488,7 +503,10 @@ impl Agent for Service {
     ) -> Result<Response<v1::ResizeTerminalResponse>, Status> {
         self.0.gate("ResizeTerminal").await?;
         let request = request.into_inner();
-        self.0.find(&request.container_id, &request.exec_id)?;
+        let size = request.size.unwrap_or_default();
+        self.0
+            .find(&request.container_id, &request.exec_id)?
+            .resize(size.width, size.height);
         Ok(Response::new(v1::ResizeTerminalResponse {}))
     }
 

@@ -14,6 +14,7 @@ use proto::{
         Description, Device, DevicePlace, ExitReason, FileSource, MachineConfig, MemoryStats, Request,
         Response, Stats, Timeline,
     },
+    port_forward::PORT_FORWARD_PORT,
     stdio::{AGENT_PORT, READY_PORT, STDIO_PORT},
 };
 use tokio::{
@@ -23,7 +24,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::{FaultPoint, Injected, Shared, agent::FakeAgent, lock, relay::relay, stdio};
+use super::{FaultPoint, Injected, Shared, agent::FakeAgent, forward, lock, relay::relay, stdio};
 use crate::{
     guest::ready::PROTOCOL_VERSION,
     machine::{Kill, LaunchSpec, Layout, MachineExit, Process},
@@ -257,10 +258,6 @@ impl FakeMachine {
             .strip_prefix("CONNECT ")
             .and_then(|port| port.trim_end().parse::<u32>().ok());
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let serve_stdio = async {
-            // Ends with its connection.
-            drop(stdio::serve(&self.agent, near).await);
-        };
         match port {
             Some(AGENT_PORT) => {
                 stream.write_all(b"OK 1073741824\n").await?;
@@ -272,7 +269,19 @@ impl FakeMachine {
             }
             Some(STDIO_PORT) => {
                 stream.write_all(b"OK 1073741825\n").await?;
+                let serve_stdio = async {
+                    // Ends with its connection.
+                    drop(stdio::serve(&self.agent, near).await);
+                };
                 tokio::join!(relay(stream, far, self.stalled.subscribe()), serve_stdio);
+            }
+            Some(PORT_FORWARD_PORT) => {
+                stream.write_all(b"OK 1073741826\n").await?;
+                let serve_forward = async {
+                    // Ends with its connection.
+                    drop(forward::serve(near).await);
+                };
+                tokio::join!(relay(stream, far, self.stalled.subscribe()), serve_forward);
             }
             // Nobody listens there.
             _ => {}

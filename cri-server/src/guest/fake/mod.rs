@@ -6,6 +6,7 @@
 //! port through `CONNECT`. Containers are scripts (`script`), not programs. Nothing of this is in a release build.
 
 mod agent;
+mod forward;
 mod machine;
 mod output;
 mod process;

@@ -56,6 +56,12 @@ impl OutputBuffer {
         }
     }
 
+    /// Bytes of both streams so far.
+    pub(super) fn written(&self) -> u64 {
+        let state = lock(&self.state);
+        state.base + state.kept.len() as u64
+    }
+
     /// Both streams have ended.
     pub(super) fn end(&self) {
         lock(&self.state).ended = true;

@@ -30,6 +30,10 @@ pub(super) struct FakeProcess {
     signals: Mutex<Vec<i32>>,
     signalled: Notify,
     stdin: AsyncMutex<Option<mpsc::Receiver<Vec<u8>>>>,
+    /// Of a stdin that outlives its connections.
+    kept: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
+    /// Sizes that the terminal was given, in order.
+    sizes: Mutex<Vec<(u32, u32)>>,
 }
 
 #[derive(Debug, Clone)]
@@ -63,6 +67,8 @@ impl FakeProcess {
             signals: Mutex::default(),
             signalled: Notify::new(),
             stdin: AsyncMutex::new(None),
+            kept: Mutex::default(),
+            sizes: Mutex::default(),
         }
     }
 
@@ -99,11 +105,28 @@ impl FakeProcess {
     }
 
     /// Bytes that come over a stdin connection.
-    pub(super) async fn connect_stdin(&self) -> mpsc::Sender<Vec<u8>> {
+    pub(super) async fn connect_stdin(&self, kept: bool) -> mpsc::Sender<Vec<u8>> {
+        let open = if kept {
+            lock(&self.kept).clone()
+        } else {
+            lock(&self.kept).take()
+        };
+        if let Some(sender) = open {
+            return sender;
+        }
         let (sender, receiver) = mpsc::channel(1);
+        *lock(&self.kept) = kept.then(|| sender.clone());
         *self.stdin.lock().await = Some(receiver);
         self.signalled.notify_one();
         sender
+    }
+
+    pub(super) fn resize(&self, width: u32, height: u32) {
+        lock(&self.sizes).push((width, height));
+    }
+
+    pub(super) fn sizes(&self) -> Vec<(u32, u32)> {
+        lock(&self.sizes).clone()
     }
 
     /// When it began to run; once.

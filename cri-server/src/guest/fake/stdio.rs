@@ -15,9 +15,11 @@ pub(super) async fn serve<C: AsyncRead + AsyncWrite>(agent: &FakeAgent, connecti
         return writer.write_all(&[Status::NotFound.encode()]).await;
     };
     match hello.role {
-        Role::Stdin if !process.wants_stdin => writer.write_all(&[Status::NoStdin.encode()]).await,
-        Role::Stdin => {
-            let sender = process.connect_stdin().await;
+        Role::Stdin | Role::StdinKept if !process.wants_stdin => {
+            writer.write_all(&[Status::NoStdin.encode()]).await
+        }
+        Role::Stdin | Role::StdinKept => {
+            let sender = process.connect_stdin(hello.role == Role::StdinKept).await;
             writer.write_all(&[Status::Ok.encode()]).await?;
             let mut buffer = vec![0; 4096];
             loop {

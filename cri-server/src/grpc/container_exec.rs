@@ -1,0 +1,33 @@
+//! Exec: an URL at which the client runs a command.
+
+use std::sync::Arc;
+
+use proto::cri::v1 as cri;
+
+use crate::{
+    container::exec,
+    sandbox::{Node, RequestError},
+    streaming::{Purpose, Wanted},
+};
+
+pub(super) async fn handle(
+    node: Arc<Node>,
+    request: cri::ExecRequest,
+) -> Result<cri::ExecResponse, RequestError> {
+    let wanted = Wanted {
+        stdin: request.stdin,
+        stdout: request.stdout,
+        stderr: request.stderr,
+        terminal: request.tty,
+    };
+    let wanted = wanted.checked()?;
+    let (sandbox, container) = node.sandboxes.container(&request.container_id)?;
+    // What can be refused now is refused with a code; the client hears later failures as text only.
+    exec::prepare(&node, &sandbox, &container, request.cmd.clone())?;
+    let url = node.streaming.url(Purpose::Exec {
+        container_id: container.id.clone(),
+        command: request.cmd,
+        wanted,
+    })?;
+    Ok(cri::ExecResponse { url })
+}
