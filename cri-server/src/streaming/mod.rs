@@ -4,7 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | `tickets` | what an URL stands for |
-//! | `http` | the request and its upgrade |
+//! | `http`, `negotiate` | the request and its upgrade |
 //! | `connection`, `stream` | a client and its streams, whichever protocol carries them |
 //! | `spdy`, `websocket` | the two protocols |
 //! | `remote_command` | the streams of exec and attach, and how they end |
@@ -17,6 +17,7 @@ mod attach;
 mod connection;
 mod exec;
 mod http;
+mod negotiate;
 mod port_forward;
 mod remote_command;
 mod spdy;
