@@ -1,0 +1,49 @@
+# shellcheck shell=bash
+# Servers that a script starts for its own time: waiting until one answers, ending it. Sourced after log.sh, not run. What
+# went wrong is left in $cause.
+
+cause=''
+
+# wait_for SECONDS TEXT COMMAND...: until the command succeeds; TEXT is the cause when it does not.
+wait_for() {
+  local deadline=$((SECONDS + $1)) text=$2
+  shift 2
+  until "$@" >/dev/null 2>&1; do
+    if ((SECONDS >= deadline)); then
+      cause=$text
+      return 1
+    fi
+    sleep 0.2
+  done
+}
+
+# wait_for_server PID LOG COMMAND...: until the command succeeds, as long as that process lives and for 30 s at most.
+wait_for_server() {
+  local pid=$1 log=$2
+  shift 2
+  if wait_for 30 "" answered_or_dead "$pid" "$@" && kill -0 "$pid" 2>/dev/null; then return; fi
+  cause="no answer; the end of its log: $(tail -n 3 "$log")"
+  return 1
+}
+
+answered_or_dead() {
+  kill -0 "$1" 2>/dev/null || return 0
+  "${@:2}"
+}
+
+# start_registry SERVE DIRECTORY LOG: on a port of its own choice; sets registry_pid and registry_port.
+start_registry() {
+  registry_port=$((20000 + SRANDOM % 12000))
+  "$1" "$registry_port" "$2" >"$3" 2>&1 </dev/null &
+  registry_pid=$!
+}
+
+# end_process PID...: politely, and after 15 s by force. Each is a child of this shell; an empty one is passed over.
+end_process() {
+  local pid
+  for pid; do
+    [[ -n $pid ]] && kill "$pid" 2>/dev/null || continue
+    timeout 15 tail --pid="$pid" -f /dev/null || kill -KILL "$pid"
+    wait "$pid" 2>/dev/null || true
+  done
+}
