@@ -2,6 +2,7 @@
 # Servers that a script starts for its own time: waiting until one answers, ending it. Sourced after log.sh, not run. What
 # went wrong is left in $cause.
 
+# shellcheck disable=SC2034 # for whoever sources this
 cause=''
 
 # wait_for SECONDS TEXT COMMAND...: until the command succeeds; TEXT is the cause when it does not.
@@ -35,6 +36,7 @@ answered_or_dead() {
 start_registry() {
   registry_port=$((20000 + SRANDOM % 12000))
   "$1" "$registry_port" "$2" >"$3" 2>&1 </dev/null &
+  # shellcheck disable=SC2034 # for the caller
   registry_pid=$!
 }
 
@@ -42,7 +44,8 @@ start_registry() {
 end_process() {
   local pid
   for pid; do
-    [[ -n $pid ]] && kill "$pid" 2>/dev/null || continue
+    [[ -n $pid ]] || continue
+    kill "$pid" 2>/dev/null || continue
     timeout 15 tail --pid="$pid" -f /dev/null || kill -KILL "$pid"
     wait "$pid" 2>/dev/null || true
   done

@@ -41,17 +41,17 @@ push_blob() {
     "${location}digest=$(digest "$file")" || die "upload of $file was refused"
 }
 
-# push_image REGISTRY-URL NAME TAG CONFIG-JSON LAYER...: prints the manifest's digest. Needs a directory $work for its files.
+# push_image REGISTRY-URL NAME TAG CONFIG-JSON LAYER...: prints the manifest's digest; its files lie beside the first layer.
 push_image() {
-  local registry=$1 name=$2 tag=$3 json=$4 layer
+  local registry=$1 name=$2 tag=$3 json=$4 layer config=$5.config.json manifest=$5.manifest.json
   shift 4
-  image_config "$json" "$@" >"$work/config.json"
-  image_manifest "$work/config.json" "$@" >"$work/manifest.json"
+  image_config "$json" "$@" >"$config"
+  image_manifest "$config" "$@" >"$manifest"
   for layer; do push_blob "$registry" "$name" "$layer.tar.gz"; done
-  push_blob "$registry" "$name" "$work/config.json"
+  push_blob "$registry" "$name" "$config"
   curl -fsS -o /dev/null -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' \
-    --data-binary "@$work/manifest.json" "$registry/v2/$name/manifests/$tag" || die "the manifest of $name:$tag was refused"
-  digest "$work/manifest.json"
+    --data-binary "@$manifest" "$registry/v2/$name/manifests/$tag" || die "the manifest of $name:$tag was refused"
+  digest "$manifest"
 }
 
 # busybox_root BUSYBOX DIRECTORY: one binary under all its names, hard links as in the image of that name.
