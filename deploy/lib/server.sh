@@ -40,6 +40,28 @@ start_registry() {
   registry_pid=$!
 }
 
+# write_daemon_config BUNDLE RUN STATE BRIDGE: RUN/config.toml of a clearpod that lies in RUN and STATE alone, and in RUN/net.d
+# a pod network of its own, so that it meets no other on this host.
+write_daemon_config() {
+  local bundle=$1 run=$2 state=$3 bridge=$4
+  mkdir "$run/net.d"
+  sed -e "s,\"cni0\",\"$bridge\"," -e "s,/run/cni/networks,$run/ipam," -e 's,10\.88\.,10.213.,' -e 's,fd00:10:88:,fd00:10:213:,' \
+    "$bundle/deploy/cni/10-clearpod.conflist" >"$run/net.d/10-own.conflist"
+  cat >"$run/config.toml" <<TOML
+state = "$state"
+run = "$run"
+[machine]
+vmm = "$bundle/bin/clearpod-vmm"
+kernel = "$bundle/share/vmlinux"
+initramfs = "$bundle/share/initramfs.cpio"
+[image]
+root = "$state/images"
+[network]
+conf_dir = "$run/net.d"
+cache_dir = "$run/cni"
+TOML
+}
+
 # end_process PID...: politely, and after 15 s by force. Each is a child of this shell; an empty one is passed over.
 end_process() {
   local pid
