@@ -178,7 +178,7 @@ async fn what_is_malformed_otherwise_is_refused_and_the_next_client_served() {
 }
 
 /// gRPC's C core under Python, with its own idea of a socket's authority and with those that it can be told.
-/// CLEARPOD_GRPCIO names a Python that has grpcio.
+/// CLEARPOD_GRPCIO is what `e2e/tools/grpcio` prints.
 #[tokio::test]
 async fn grpcio_is_served() {
     const SCRIPT: &str = r#"
@@ -189,20 +189,18 @@ for options in [], [("grpc.default_authority", "%2Frun%2Fx.sock")], [("grpc.defa
         for _ in range(3):
             assert b"clearpod" in version(b"", timeout=30), options
 "#;
-    let Some(python) = std::env::var_os("CLEARPOD_GRPCIO") else {
-        eprintln!("SKIPPED: grpcio_is_served: CLEARPOD_GRPCIO names no Python with grpcio");
+    let Some(grpcio) = std::env::var_os("CLEARPOD_GRPCIO") else {
+        eprintln!("SKIPPED: grpcio_is_served: CLEARPOD_GRPCIO names no directory with gRPC for Python");
         return;
     };
     let node = TestNode::start().await;
     let socket = node.path("run/clearpod.sock");
-    let run = move || {
-        Command::new(python)
-            .args(["-c", SCRIPT])
-            .arg(socket)
-            .output()
-            .unwrap()
-    };
-    let output = tokio::task::spawn_blocking(run).await.unwrap();
+    let mut python = Command::new("python3");
+    python.env("PYTHONPATH", grpcio).args(["-c", SCRIPT]).arg(socket);
+    let output = tokio::task::spawn_blocking(move || python.output())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(
         output.status.success(),
         "{}",

@@ -100,6 +100,21 @@ fn each_difference_is_a_surprise() {
 }
 
 #[test]
+fn a_host_may_lack_what_a_spec_needs_and_say_so() {
+    let list = LIST.replace(
+        "reason = \"stream",
+        "or_skips = \"no AppArmor\"\nreason = \"stream",
+    );
+    let expected = read_expected(&list).unwrap();
+    let surprises = |message| {
+        let mut specs = as_expected();
+        (specs[2].2, specs[2].3) = ("skipped", message);
+        judge(&report(&specs, 4), Some(&expected)).surprises.len()
+    };
+    assert_eq!((surprises("no AppArmor here"), surprises("too lazy")), (0, 1));
+}
+
+#[test]
 fn what_was_not_selected_is_neither_counted_nor_missed() {
     let mut specs = as_expected();
     (specs[2].2, specs[2].3) = ("skipped", "");
