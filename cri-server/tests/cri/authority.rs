@@ -183,7 +183,8 @@ async fn what_is_malformed_otherwise_is_refused_and_the_next_client_served() {
 async fn grpcio_is_served() {
     const SCRIPT: &str = r#"
 import sys, grpc
-for options in [], [("grpc.default_authority", "%2Frun%2Fx.sock")], [("grpc.default_authority", "/run/x.sock")]:
+for authority in None, "%2Frun%2Fx.sock", "/run/x.sock", "unix:///run/x.sock", "":
+    options = [] if authority is None else [("grpc.default_authority", authority)]
     with grpc.insecure_channel("unix:" + sys.argv[1], options=options) as channel:
         version = channel.unary_unary("/runtime.v1.RuntimeService/Version")
         for _ in range(3):
