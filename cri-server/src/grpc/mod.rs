@@ -1,11 +1,10 @@
 //! The CRI edge: one file per RPC, which converts and passes on. No decisions here.
 //!
 //! `edge` is what every call goes through, `status` the only mapping of errors, `convert` the views as CRI messages, `pages`
-//! lists as streams, `socket` the unix socket that kubelet and crictl connect to.
-//!
-//! `:authority`: Go clients send "localhost" on unix sockets (kubelet sets it, crictl's library does by default). Clients that
-//! send the percent-encoded socket path are refused by the h2 crate before anything of ours sees the request.
+//! lists as streams, `socket` the unix socket that kubelet and crictl connect to, `authority` makes clients work that h2 would
+//! refuse for the `:authority` that they send on a unix socket.
 
+mod authority;
 mod container_attach;
 mod container_create;
 mod container_events;
@@ -52,7 +51,7 @@ use proto::cri::v1::{
     image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
 };
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
 use tonic::transport::Server;
 
 pub(crate) use edge::Edge;
@@ -72,9 +71,10 @@ pub(crate) async fn serve(
     let image = ImageServiceServer::new(edge)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let clients = UnixListenerStream::new(listener).map(|client| client.map(authority::Socket::new));
     Server::builder()
         .add_service(runtime)
         .add_service(image)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .serve_with_incoming_shutdown(clients, stop)
         .await
 }

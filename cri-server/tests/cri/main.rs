@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
+mod authority;
 mod events;
 mod exec;
 mod failure;
