@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # Where Machines run, for e2e/run and e2e/bench: this host if its KVM does, else the emulated node. Sourced after log.sh and
-# packages.sh, with $repository set.
+# packages.sh.
+
+repository=${repository:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
 
 # What prepare_machines finds: kvm or emulated; the bundle's directory; what to put before a command so that it runs there.
 backend='' bundle='' on_node=''
@@ -8,6 +10,7 @@ backend='' bundle='' on_node=''
 node_started=no
 
 # prepare_machines: the bundle, and the place where Machines run; fails when there is none.
+# shellcheck disable=SC2034 # on_node is for those who source this
 prepare_machines() {
   ((EUID == 0)) || return 1
   bundle=$("$CLEARPOD_LIB/bundle")
