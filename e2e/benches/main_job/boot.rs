@@ -156,8 +156,8 @@ impl Qemu {
         let words = words.replace("pci=conf1", "pci=off");
         let arguments = format!(
             "-no-user-config -nodefaults -display none -no-reboot \
-             -machine microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=off -accel kvm -cpu host -smp 1 -m {} \
-             -device vhost-vsock-device,guest-cid={cid}",
+             -machine microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=off \
+             -accel kvm -cpu host -smp 1 -m {} -device vhost-vsock-device,guest-cid={cid}",
             payload.memory_mib
         );
         let mut arguments: Vec<_> = arguments.split_whitespace().map(str::to_owned).collect();

@@ -7,8 +7,12 @@ use e2e::Node;
 use proto::cri::v1::VersionRequest;
 use serde_json::{Value, json};
 
-/// To be asked before anything is measured: afterwards the load is our own.
-pub(crate) async fn describe(node: &Node, guest_kernel: &str) -> Result<Value> {
+/// The load of the host; to be asked first: later it is our own.
+pub(crate) fn load() -> Result<String> {
+    Ok(fs_err::read_to_string("/proc/loadavg")?.trim().to_owned())
+}
+
+pub(crate) async fn describe(node: &Node, load: &str, guest_kernel: &str) -> Result<Value> {
     let cpuinfo = fs_err::read_to_string("/proc/cpuinfo")?;
     let model = cpuinfo
         .lines()
@@ -27,7 +31,7 @@ pub(crate) async fn describe(node: &Node, guest_kernel: &str) -> Result<Value> {
         "cores": std::thread::available_parallelism()?.get(),
         "memory_total_kib": e2e::process::field_kib(&fs_err::read_to_string("/proc/meminfo")?, "MemTotal"),
         "kernel": fs_err::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
-        "load_average_before": fs_err::read_to_string("/proc/loadavg")?.trim(),
+        "load_average_before": load,
         "clearpod": version.runtime_version,
         "guest_kernel": guest_kernel,
         "qemu": said("qemu-system-x86_64", &["--version"]).lines().next(),

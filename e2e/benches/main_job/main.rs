@@ -36,18 +36,19 @@ const CHURN_STEP: usize = 20;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
+    let load = conditions::load()?;
     let node = Node::start().await?;
-    let result = measure(&node).await;
+    let result = measure(&node, &load).await;
     result.with_context(|| node.daemon_log())
 }
 
-async fn measure(node: &Node) -> Result<()> {
+async fn measure(node: &Node, load: &str) -> Result<()> {
     let rounds = count("CLEARPOD_BENCH_PODS", 20)?;
     let churned = count("CLEARPOD_BENCH_CHURN", 200)?;
     tokio::time::sleep(IDLE).await;
     let idle_kib = daemon_rss(node)?;
     let (words, guest_kernel, memory_mib) = pods::guest_of_a_pod(node).await?;
-    let conditions = conditions::describe(node, &guest_kernel).await?;
+    let conditions = conditions::describe(node, load, &guest_kernel).await?;
     say(&format!("conditions: {conditions}"))?;
     let share = node.bundle().join("share");
     let payload = Payload {
