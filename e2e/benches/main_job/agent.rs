@@ -28,8 +28,8 @@ pub(crate) fn measure(bundle: &Path, payload: &Payload) -> Result<Value> {
         ..payload.clone()
     };
     let machine = Machine::configure(&payload, &format!("{COMMAND_LINE} rdinit=/probe/init"))?;
-    let running = machine.start(&bundle.join("bin/clearpod-vmm"))?;
-    machine.ready()?;
+    let mut running = machine.start(&bundle.join("bin/clearpod-vmm"))?;
+    machine.ready(&mut running)?;
     sleep(SETTLE);
     let Response::Console { text, .. } = machine.ask(&Request::Console {})? else {
         bail!("the VMM shows no console");
@@ -47,7 +47,7 @@ pub(crate) fn measure(bundle: &Path, payload: &Payload) -> Result<Value> {
 
 /// A newc archive (Linux, Documentation/driver-api/early-userspace/buffer-format.rst) with busybox and a script.
 fn probe(busybox: &[u8]) -> Vec<u8> {
-    let script = "#!/probe/busybox sh\nb=/probe/busybox\n$b mount -t proc proc /probe/proc\n\
+    let script = "#!/probe/busybox sh\nb=/probe/busybox\n$b mount -t proc proc /probe/proc\n$b mknod /dev/null c 1 3\n\
         (while $b sleep 1; do $b grep -e VmRSS -e '^Rss' /probe/proc/1/status; done) &\nexec /init\n";
     let mut archive = Vec::new();
     for (name, mode, content) in [

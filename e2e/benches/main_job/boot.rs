@@ -6,7 +6,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -34,6 +34,13 @@ pub(crate) const COMMAND_LINE: &str = "quiet";
 /// A process that does not outlive its owner.
 #[derive(Debug)]
 pub(crate) struct Running(Child);
+
+impl Running {
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.0.try_wait()?)
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -87,9 +94,9 @@ impl Machine {
         spawn(&mut command, &self.log())
     }
 
-    pub(crate) fn ready(&self) -> Result<Heard> {
+    pub(crate) fn ready(&self, running: &mut Running) -> Result<Heard> {
         self.ear
-            .hear()
+            .hear(running)
             .with_context(|| format!("clearpod-vmm: {}", quote(&self.log())))
     }
 
@@ -112,8 +119,8 @@ impl Machine {
 pub(crate) fn clearpod_vmm(vmm: &Path, payload: &Payload, figures: &mut Figures) -> Result<Stats> {
     let machine = Machine::configure(payload, COMMAND_LINE)?;
     let began = monotonic_ns();
-    let running = machine.start(vmm)?;
-    let heard = machine.ready()?;
+    let mut running = machine.start(vmm)?;
+    let heard = machine.ready(&mut running)?;
     let Response::Stats(stats) = machine.ask(&Request::Stats {})? else {
         bail!("the VMM tells no counters");
     };
@@ -143,7 +150,8 @@ const QEMU: &str = "qemu-system-x86_64";
 
 impl Qemu {
     /// The leanest microvm that this guest boots in: no firmware tables, no legacy timers and interrupt controllers, no
-    /// device but the vsock that the ready signal comes through (the host kernel's, so none of its bytes cost QEMU time).
+    /// device but a console and the vsock that the ready signal comes through (the host kernel's: its bytes cost QEMU
+    /// nothing).
     /// `words` is the command line that the guest has under our VMM.
     pub(crate) fn prepare(payload: &Payload, words: &str) -> Result<Self> {
         let loaded = Command::new("modprobe").arg("vhost_vsock").status();
@@ -152,12 +160,15 @@ impl Qemu {
             "QEMU's guest needs vhost_vsock, and modprobe vhost_vsock ended with {loaded:?}"
         );
         let cid = 3000 + std::process::id() % 1_000_000;
-        // There is no PCI bus in this machine; looking for one would cost it exits.
-        let words = words.replace("pci=conf1", "pci=off");
+        // There is no PCI bus in this machine; looking for one would cost it exits. The agent needs a console, and of those
+        // that QEMU has a UART that nothing is written to (quiet) is the cheapest.
+        let words = words
+            .replace("pci=conf1", "pci=off")
+            .replace("console=hvc0", "console=ttyS0");
         let arguments = format!(
             "-no-user-config -nodefaults -display none -no-reboot \
-             -machine microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=off \
-             -accel kvm -cpu host -smp 1 -m {} -device vhost-vsock-device,guest-cid={cid}",
+             -machine microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off \
+             -accel kvm -cpu host -smp 1 -m {} -serial null -device vhost-vsock-device,guest-cid={cid}",
             payload.memory_mib
         );
         let mut arguments: Vec<_> = arguments.split_whitespace().map(str::to_owned).collect();
@@ -180,10 +191,10 @@ impl Qemu {
         let mut command = Command::new(QEMU);
         command.args(&self.arguments);
         let began = monotonic_ns();
-        let running = spawn(&mut command, self.log.path())?;
+        let mut running = spawn(&mut command, self.log.path())?;
         let heard = self
             .ear
-            .hear()
+            .hear(&mut running)
             .with_context(|| format!("{QEMU}: {}", quote(self.log.path())))?;
         drop(running);
         add_heard(figures, began, &heard);

@@ -7,10 +7,10 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     os::unix::net::UnixListener,
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::wait;
 use nix::{
     sys::{
@@ -23,6 +23,9 @@ use nix::{
 };
 use prost::Message;
 use proto::{agent::v1::Ready, stdio::READY_PORT};
+use rustix::io::Errno;
+
+use crate::boot::Running;
 
 /// Longest `Ready` that is read.
 const LIMIT: usize = 1024;
@@ -77,9 +80,9 @@ impl Ear {
         Ok(Self(listener))
     }
 
-    /// Waits for the next guest.
-    pub(crate) fn hear(&self) -> Result<Heard> {
-        let connection = rustix::net::accept(&self.0).context("wait for the guest")?;
+    /// Waits for the next guest, which `running` runs.
+    pub(crate) fn hear(&self, running: &mut Running) -> Result<Heard> {
+        let connection = self.accept(running)?;
         bound_reads(&connection)?;
         let mut stream = File::from(connection);
         let mut received = Vec::new();
@@ -104,10 +107,28 @@ impl Ear {
         }
         bail!("the guest sent {} bytes that are no ready signal", received.len())
     }
+
+    fn accept(&self, running: &mut Running) -> Result<OwnedFd> {
+        let deadline = Instant::now() + wait::SERVER;
+        loop {
+            match rustix::net::accept(&self.0) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                connection => return connection.context("accept the guest's connection"),
+            }
+            if let Some(status) = running.ended()? {
+                bail!("it ended before its guest was ready: {status}");
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "its guest was not ready within {:?}",
+                wait::SERVER
+            );
+        }
+    }
 }
 
-/// accept(2) and read(2) fail after the time in which a guest has to be ready.
+/// accept(2) and read(2) return now and then, so that the process can be looked after.
 fn bound_reads(socket: &impl AsFd) -> Result<()> {
-    let limit = TimeVal::new(i64::try_from(wait::SERVER.as_secs())?, 0);
+    let limit = TimeVal::new(2, 0);
     Ok(setsockopt(socket, sockopt::ReceiveTimeout, &limit)?)
 }
