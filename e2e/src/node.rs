@@ -73,6 +73,12 @@ impl Node {
         Ok(node)
     }
 
+    /// Where the programs and files under test lie.
+    #[must_use]
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
+    }
+
     /// The image's name for CRI.
     #[must_use]
     pub fn image(&self) -> String {
@@ -124,6 +130,18 @@ impl Node {
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.run.path()
+    }
+
+    /// Where the daemon keeps image layers, which guests map.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.state.path().join("images")
+    }
+
+    /// The directory of a sandbox's Machine.
+    #[must_use]
+    pub fn machine(&self, sandbox: &str) -> PathBuf {
+        self.run.path().join("machines").join(sandbox)
     }
 
     /// What pods have left on the node until now.

@@ -1,0 +1,51 @@
+//! Named series of samples, and what is said of them.
+
+use std::io::Write;
+
+use serde_json::{Map, Value, json};
+
+/// Samples by name, in the order in which names came up.
+#[derive(Debug, Default)]
+pub(crate) struct Figures(Vec<(String, Vec<f64>)>);
+
+impl Figures {
+    pub(crate) fn add(&mut self, name: &str, sample: f64) {
+        match self.0.iter_mut().find(|(known, _)| known == name) {
+            Some((_, samples)) => samples.push(sample),
+            None => self.0.push((name.to_owned(), vec![sample])),
+        }
+    }
+
+    pub(crate) fn median(&self, name: &str) -> Option<f64> {
+        let (_, samples) = self.0.iter().find(|(known, _)| known == name)?;
+        Some(percentile(samples, 50))
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let one = |samples: &Vec<f64>| json!({"p50": percentile(samples, 50), "p90": percentile(samples, 90), "samples": samples});
+        let all: Map<_, _> = self
+            .0
+            .iter()
+            .map(|(name, samples)| (name.clone(), one(samples)))
+            .collect();
+        Value::Object(all)
+    }
+
+    /// One line a series.
+    pub(crate) fn write(&self, title: &str, out: &mut dyn Write) -> std::io::Result<()> {
+        writeln!(out, "{title:<34} {:>10} {:>10} {:>4}", "p50", "p90", "n")?;
+        for (name, samples) in &self.0 {
+            let (p50, p90) = (percentile(samples, 50), percentile(samples, 90));
+            writeln!(out, "  {name:<32} {p50:>10.2} {p90:>10.2} {:>4}", samples.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// The smallest sample that so many percent of the samples are no greater than.
+fn percentile(samples: &[f64], percent: usize) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (samples.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
+}
