@@ -1,7 +1,10 @@
 //! Wires the daemon from its configuration and runs it: which store, network, launcher and image store; then recover, serve,
 //! drain. Nothing here decides about pods.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -16,7 +19,8 @@ use crate::{
     machine::{Launcher, ScratchError, ScratchTemplate, VmmLauncher},
     metrics::Metrics,
     network::{CniNetwork, Network},
-    sandbox::{Node, Registry},
+    sandbox::{Events, Node, Registry},
+    stats::Samples,
     store::{Store, recovery},
 };
 
@@ -113,6 +117,9 @@ impl App {
             scratch,
             metrics: Metrics::default(),
             sandboxes: Registry::default(),
+            events: Events::default(),
+            samples: Samples::default(),
+            pod_cidr: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             config,

@@ -128,6 +128,8 @@ pub struct Deadlines {
     pub drain_s: u64,
     /// For requests under way when the daemon stops.
     pub stop_s: u64,
+    /// For a guest to tell what it uses; one that takes longer is left out.
+    pub stats_s: u64,
 }
 
 /// Why a configuration cannot be used.
@@ -214,6 +216,7 @@ impl Default for Deadlines {
             shutdown_s: 3,
             drain_s: 5,
             stop_s: 10,
+            stats_s: 3,
         }
     }
 }
@@ -230,6 +233,9 @@ impl Deadlines {
     }
     pub(crate) fn stop(&self) -> Duration {
         Duration::from_secs(self.stop_s)
+    }
+    pub(crate) fn stats(&self) -> Duration {
+        Duration::from_secs(self.stats_s)
     }
 }
 
@@ -326,6 +332,7 @@ impl Config {
             deadlines.shutdown_s,
             deadlines.drain_s,
             deadlines.stop_s,
+            deadlines.stats_s,
         ]
         .contains(&0)
         {

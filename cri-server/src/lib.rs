@@ -1,7 +1,7 @@
 //! The clearpod daemon as a library: the CRI server, and what it drives.
 //!
-//! `grpc` is the edge and only converts; `sandbox` and `container` decide; `machine`, `guest`, `network`, `image` and
-//! `stdio` act; `store` remembers. The binary beside this library (`main.rs`) is a thin command line.
+//! `grpc` is the edge and only converts; `sandbox` and `container` decide, `stats` says what is used; `machine`, `guest`,
+//! `network`, `image` and `stdio` act; `store` remembers. The binary beside this library (`main.rs`) is a thin command line.
 //! Tests in `tests/` drive the whole of it over its real socket with the fakes of feature `testing`.
 
 pub mod app;
@@ -22,6 +22,7 @@ mod failpoint;
 mod grpc;
 mod metrics;
 mod sandbox;
+mod stats;
 mod store;
 mod sys;
 mod undo;

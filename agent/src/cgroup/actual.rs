@@ -115,6 +115,9 @@ mod tests {
             read(Path::new("/nonexistent"), &Resources::default()),
             Resources::default()
         );
-        assert_eq!((with_swap(-1, -1), with_swap(-1, 5), with_swap(7, -1)), (-1, 0, -1));
+        assert_eq!(
+            (with_swap(-1, -1), with_swap(-1, 5), with_swap(7, -1)),
+            (-1, 0, -1)
+        );
     }
 }

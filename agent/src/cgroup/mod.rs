@@ -147,8 +147,7 @@ impl Cgroup {
             let old = files::text(&path).trim().to_owned();
             if let Err(error) = write(&path, &value) {
                 self.restore(before);
-                return Err(error)
-                    .context(ErrorCode::Cgroup, || format!("write {value:?} to {file}"));
+                return Err(error).context(ErrorCode::Cgroup, || format!("write {value:?} to {file}"));
             }
             before.push(limits::Setting { file, value: old });
         }

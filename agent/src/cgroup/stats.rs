@@ -110,7 +110,10 @@ pub(crate) fn devices(path: &Path, sysfs: &Path) -> Vec<DeviceIo> {
         io(&mut totals, line);
         // sysfs: /sys/dev/block/254:0 is a link to .../block/vda
         let link = std::fs::read_link(sysfs.join("dev/block").join(number)).unwrap_or_default();
-        let name = link.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let name = link
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
         Some(DeviceIo {
             name: name.to_owned(),
             major: major.parse().ok()?,
@@ -159,13 +162,19 @@ mod tests {
     fn disks_are_told_apart_and_named() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("dev/block")).unwrap();
-        std::os::unix::fs::symlink("../../devices/x/block/vda", directory.path().join("dev/block/254:0"))
-            .unwrap();
+        std::os::unix::fs::symlink(
+            "../../devices/x/block/vda",
+            directory.path().join("dev/block/254:0"),
+        )
+        .unwrap();
         let text = "254:0 rbytes=10 wbytes=20 rios=1 wios=2\n254:16 rbytes=5 wbytes=0\nnonsense x=1\n";
         fs::write(directory.path().join("io.stat"), text).unwrap();
         let [first, second] = devices(directory.path(), directory.path()).try_into().unwrap();
         assert_eq!((first.name.as_str(), first.minor, first.writes), ("vda", 0, 2));
-        assert_eq!((second.name.as_str(), second.minor, second.read_bytes), ("", 16, 5));
+        assert_eq!(
+            (second.name.as_str(), second.minor, second.read_bytes),
+            ("", 16, 5)
+        );
     }
 
     #[test]
@@ -185,7 +194,10 @@ mod tests {
             ("memory.peak", "1500\n"),
             ("memory.swap.max", "max\n"),
             ("cgroup.procs", "1\n7\n"),
-            ("memory.events", "low 0\nmax 8\noom 3\noom_kill 2\noom_group_kill 0\n"),
+            (
+                "memory.events",
+                "low 0\nmax 8\noom 3\noom_kill 2\noom_group_kill 0\n",
+            ),
             ("pids.current", "5\n"),
             ("pids.max", "max\n"),
             (

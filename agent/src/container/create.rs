@@ -50,7 +50,11 @@ pub(crate) async fn create(
             let response = CreateContainerResponse {
                 pid: container.init.pid(),
                 user: Some(container.init.resolved_user()),
-                actual: Some(container.cgroup.actual(&request.resources.clone().unwrap_or_default())),
+                actual: Some(
+                    container
+                        .cgroup
+                        .actual(&request.resources.clone().unwrap_or_default()),
+                ),
             };
             Ok(response)
         }

@@ -52,7 +52,9 @@ impl Container {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                     written => {
-                        written.context(ErrorCode::System, || format!("write {score} to {}", file.display()))?;
+                        written.context(ErrorCode::System, || {
+                            format!("write {score} to {}", file.display())
+                        })?;
                     }
                 }
             }

@@ -39,7 +39,9 @@ pub(super) fn open(path: &Path, init: u32, proc: &Path) -> FileStats {
 
 /// proc_pid_limits(5): "Max open files            1024                 4096                 files".
 fn soft_limit(limits: &str) -> u64 {
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
     let soft = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
     soft.unwrap_or(0)
 }

@@ -69,7 +69,10 @@ mod tests {
             ..CgroupStats::default()
         };
         let stats = whole(pod, directory.path(), directory.path());
-        assert_eq!((stats.cpu_usage_ns, stats.cpu_user_ns, stats.pids), (5000, 3000, 4));
+        assert_eq!(
+            (stats.cpu_usage_ns, stats.cpu_user_ns, stats.pids),
+            (5000, 3000, 4)
+        );
         assert_eq!(
             (stats.memory_usage_bytes, stats.memory_working_set_bytes),
             (400 * 1024, 300 * 1024)
@@ -78,9 +81,6 @@ mod tests {
             (stats.memory_available_bytes, stats.memory_rss_bytes),
             (700 * 1024, 50 * 1024)
         );
-        assert_eq!(
-            (stats.memory_page_faults, stats.memory_major_page_faults),
-            (7, 2)
-        );
+        assert_eq!((stats.memory_page_faults, stats.memory_major_page_faults), (7, 2));
     }
 }

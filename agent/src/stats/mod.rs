@@ -90,7 +90,10 @@ fn filesystem(path: &Path) -> Option<FilesystemStats> {
     let stat = rustix::fs::statvfs(path).ok()?;
     Some(FilesystemStats {
         size_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
-        used_bytes: stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize),
+        used_bytes: stat
+            .f_blocks
+            .saturating_sub(stat.f_bfree)
+            .saturating_mul(stat.f_frsize),
         inodes: stat.f_files,
         inodes_free: stat.f_ffree,
     })

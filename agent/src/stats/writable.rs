@@ -169,6 +169,9 @@ mod tests {
         );
         writable.measured.send_modify(|measured| measured.due = None);
         writable.refresh(&tasks);
-        assert!(matches!(writable.known(soon()).await, Known::Counted { inodes: 1, .. }));
+        assert!(matches!(
+            writable.known(soon()).await,
+            Known::Counted { inodes: 1, .. }
+        ));
     }
 }

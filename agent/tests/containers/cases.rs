@@ -56,6 +56,7 @@ cases! {
         devices_are_filtered,
         memory_limits_kill_and_say_so,
         cgroup_limits_are_written,
+        less_memory_than_is_used_is_refused,
         a_divided_cgroup_takes_execs,
     }
     streams {

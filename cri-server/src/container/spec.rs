@@ -38,11 +38,18 @@ pub(crate) struct ContainerPlan {
     pub(crate) log_path: Option<PathBuf>,
 }
 
+/// The pod that a container is made in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Surroundings<'a> {
+    pub(crate) sandbox: &'a cri::PodSandboxConfig,
+    pub(crate) vcpus: u8,
+}
+
 /// Translates a container.
 pub(crate) async fn plan(
     container_id: &str,
     config: &cri::ContainerConfig,
-    sandbox: &cri::PodSandboxConfig,
+    machine: Surroundings<'_>,
     image: &RunConfig,
     defaults: &ContainerDefaults,
 ) -> Result<ContainerPlan, RequestError> {
@@ -74,7 +81,7 @@ pub(crate) async fn plan(
             ..process(config, image, defaults)?
         }),
         namespaces: Some(namespaces(&security)?),
-        resources: Some(resources(linux.resources.as_ref())?),
+        resources: Some(resources(linux.resources.as_ref(), machine.vcpus)?),
         security: Some(agent::Security {
             capabilities: Some(capabilities),
             no_new_privileges: security.no_new_privs,
@@ -94,7 +101,7 @@ pub(crate) async fn plan(
     Ok(ContainerPlan {
         request,
         termination_log,
-        log_path: log_path(sandbox, config)?,
+        log_path: log_path(machine.sandbox, config)?,
     })
 }
 
@@ -123,14 +130,18 @@ pub(crate) fn process(
             soft: defaults.nofile.0,
             hard: defaults.nofile.1,
         }],
-        oom_score_adj: i32::try_from(oom_score_adj)
-            .ok()
-            .filter(|score| (-1000..=1000).contains(score))
-            .ok_or_else(|| {
-                let reason = format!("{oom_score_adj} is not between -1000 and 1000");
-                RequestError::invalid("linux.resources.oom_score_adj", reason)
-            })?,
+        oom_score_adj: self::oom_score_adj(oom_score_adj)?,
     })
+}
+
+pub(crate) fn oom_score_adj(score: i64) -> Result<i32, RequestError> {
+    let number = i32::try_from(score).ok();
+    number
+        .filter(|score| (-1000..=1000).contains(score))
+        .ok_or_else(|| {
+            let reason = format!("{score} is not between -1000 and 1000");
+            RequestError::invalid("linux.resources.oom_score_adj", reason)
+        })
 }
 
 /// As Docker does: the pod's command replaces the image's entrypoint and its default arguments; the pod's arguments
@@ -262,16 +273,23 @@ pub(crate) fn refuse_host_namespaces(field: &str, wish: &cri::NamespaceOption) -
     Ok(())
 }
 
+/// Limits for the cgroup of a container in a guest with so many processors. Those of a cpuset are the guest's: what names
+/// one that it has not was meant for the host.
 pub(crate) fn resources(
     wish: Option<&cri::LinuxContainerResources>,
+    vcpus: u8,
 ) -> Result<agent::Resources, RequestError> {
     let wish = wish.cloned().unwrap_or_default();
-    for (name, value) in [
-        ("cpuset_cpus", &wish.cpuset_cpus),
-        ("cpuset_mems", &wish.cpuset_mems),
+    for (name, value, count) in [
+        ("cpuset_cpus", &wish.cpuset_cpus, vcpus),
+        // A guest has one memory node.
+        ("cpuset_mems", &wish.cpuset_mems, 1),
     ] {
-        if !value.is_empty() {
-            let reason = format!("{value:?} names processors of the host, and the guest has its own");
+        if !value.is_empty() && !is_within(value, count) {
+            let reason = format!(
+                "{value:?} is not within 0-{} of the guest",
+                count.saturating_sub(1)
+            );
             return Err(RequestError::unsupported(
                 format!("linux.resources.{name}"),
                 reason,
@@ -295,8 +313,8 @@ pub(crate) fn resources(
         memory_limit_bytes: wish.memory_limit_in_bytes,
         memory_swap_limit_bytes: wish.memory_swap_limit_in_bytes,
         pids_limit: 0,
-        cpuset_cpus: String::new(),
-        cpuset_mems: String::new(),
+        cpuset_cpus: wish.cpuset_cpus,
+        cpuset_mems: wish.cpuset_mems,
         unified: wish.unified,
         // kubelet names every page size with a limit of 0; a guest without such pages needs no limit.
         hugepage_limits: wish
@@ -308,6 +326,17 @@ pub(crate) fn resources(
                 limit_bytes: limit.limit,
             })
             .collect(),
+    })
+}
+
+/// A list as "0-2,5", cpuset(7), of numbers below `count`.
+fn is_within(list: &str, count: u8) -> bool {
+    list.split(',').all(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        match (first.parse::<u8>(), last.parse::<u8>()) {
+            (Ok(first), Ok(last)) => first <= last && last < count,
+            _ => false,
+        }
     })
 }
 

@@ -45,6 +45,8 @@ pub(crate) enum Ask {
     Remove,
     Exec,
     ReopenLog,
+    /// Other limits.
+    Update,
 }
 
 /// What is to be done about it.
@@ -74,7 +76,11 @@ pub(crate) fn decide(state: &ContainerState, ask: Ask) -> Result<Answer, WrongSt
         (Ask::Stop, Creating | Created | Exited(_)) => Ok(Answer::Nothing),
         (Ask::Remove, Running { .. }) => Ok(Answer::KillFirst),
         (Ask::Remove, Creating | Created | Exited(_)) => Ok(Answer::Proceed),
-        (Ask::Exec | Ask::ReopenLog, Running { .. }) => Ok(Answer::Proceed),
+        (Ask::Exec | Ask::ReopenLog | Ask::Update, Running { .. }) | (Ask::Update, Created) => {
+            Ok(Answer::Proceed)
+        }
+        (Ask::Update, Creating) => Err(WrongState("it is being created")),
+        (Ask::Update, Exited(_)) => Err(WrongState("it has ended")),
         (Ask::Exec | Ask::ReopenLog, Creating | Created | Exited(_)) => Err(WrongState("it is not running")),
     }
 }
@@ -178,6 +184,12 @@ mod tests {
             assert_eq!(decide(&state, Ask::Exec).is_ok(), running);
             assert_eq!(decide(&state, Ask::ReopenLog).is_ok(), running);
         }
+    }
+
+    #[test]
+    fn limits_are_of_containers_that_have_not_ended() {
+        let allowed = states().map(|state| decide(&state, Ask::Update).is_ok());
+        assert_eq!(allowed, [false, true, true, false]);
     }
 
     #[test]

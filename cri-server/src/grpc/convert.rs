@@ -104,7 +104,6 @@ pub(super) fn container(view: &ContainerView) -> cri::Container {
 pub(super) fn container_status(view: &ContainerView) -> cri::ContainerStatus {
     let config = view.config();
     let image = image_spec(&config);
-    let resources = config.linux.and_then(|linux| linux.resources);
     let (finished_at, exit_code, reason, message) = match &view.state {
         ContainerState::Exited(Exited {
             finished_at,
@@ -135,7 +134,7 @@ pub(super) fn container_status(view: &ContainerView) -> cri::ContainerStatus {
         mounts: config.mounts,
         log_path: log_path.unwrap_or_default(),
         resources: Some(cri::ContainerResources {
-            linux: resources,
+            linux: view.limits(),
             windows: None,
         }),
         image_id: view.image_id.clone(),
@@ -148,6 +147,12 @@ pub(super) fn container_status(view: &ContainerView) -> cri::ContainerStatus {
         }),
         stop_signal: signal::to_cri(view.stop_signal).into(),
     }
+}
+
+/// Of all containers of a sandbox.
+pub(super) fn container_statuses(view: &SandboxView) -> Vec<cri::ContainerStatus> {
+    let containers = view.containers.iter();
+    containers.map(|container| container_status(container)).collect()
 }
 
 pub(super) fn image(image: &Image) -> cri::Image {
@@ -185,6 +190,18 @@ pub(super) fn sandbox_matches(filter: &cri::PodSandboxFilter, item: &cri::PodSan
     item.id.starts_with(&filter.id)
         && filter.state.is_none_or(|wanted| wanted.state == item.state)
         && labels_match(&filter.label_selector, &item.labels)
+}
+
+pub(super) fn container_stats_match(filter: &cri::ContainerStatsFilter, view: &ContainerView) -> bool {
+    view.id.starts_with(&filter.id)
+        && view.sandbox_id.starts_with(&filter.pod_sandbox_id)
+        && labels_match(&filter.label_selector, &view.config().labels)
+}
+
+pub(super) fn sandbox_stats_match(filter: &cri::PodSandboxStatsFilter, view: &SandboxView) -> bool {
+    view.is_listed()
+        && view.id.starts_with(&filter.id)
+        && labels_match(&filter.label_selector, &view.config().labels)
 }
 
 pub(super) fn container_matches(filter: &cri::ContainerFilter, item: &cri::Container) -> bool {

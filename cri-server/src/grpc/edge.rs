@@ -20,7 +20,7 @@ pub(crate) struct Edge {
 /// Answered before recovery is done: they say that it is not.
 const ALWAYS: [&str; 2] = ["Version", "Status"];
 /// Asked every few seconds by kubelet.
-const CHATTY: [&str; 8] = [
+const CHATTY: [&str; 19] = [
     "Version",
     "Status",
     "ListPodSandbox",
@@ -29,6 +29,17 @@ const CHATTY: [&str; 8] = [
     "ImageStatus",
     "PodSandboxStatus",
     "ContainerStatus",
+    "ContainerStats",
+    "ListContainerStats",
+    "ListPodSandboxMetrics",
+    "ListPodSandboxStats",
+    "PodSandboxStats",
+    "StreamContainers",
+    "StreamContainerStats",
+    "StreamImages",
+    "StreamPodSandboxes",
+    "StreamPodSandboxMetrics",
+    "StreamPodSandboxStats",
 ];
 
 impl Edge {

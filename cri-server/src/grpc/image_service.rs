@@ -1,14 +1,13 @@
 //! ImageService: one line per RPC.
 
 use proto::cri::v1::{self as cri, image_service_server::ImageService};
-use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
-use super::{edge::Edge, image_fs_info, image_list, image_pull, image_remove, image_status};
+use super::{edge::Edge, image_fs_info, image_list, image_pull, image_remove, image_status, pages::Pages};
 
 #[tonic::async_trait]
 impl ImageService for Edge {
-    type StreamImagesStream = Empty<Result<cri::StreamImagesResponse, Status>>;
+    type StreamImagesStream = Pages<cri::StreamImagesResponse>;
 
     async fn pull_image(
         &self,
@@ -33,9 +32,9 @@ impl ImageService for Edge {
 
     async fn stream_images(
         &self,
-        _: Request<cri::StreamImagesRequest>,
+        request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        self.missing("StreamImages")
+        self.call("StreamImages", request, image_list::stream).await
     }
 
     async fn remove_image(

@@ -1,19 +1,23 @@
 //! The CRI edge: one file per RPC, which converts and passes on. No decisions here.
 //!
-//! `edge` is what every call goes through, `status` the only mapping of errors, `convert` the views as CRI messages,
-//! `socket` the unix socket that kubelet and crictl connect to.
+//! `edge` is what every call goes through, `status` the only mapping of errors, `convert` the views as CRI messages, `pages`
+//! lists as streams, `socket` the unix socket that kubelet and crictl connect to.
 //!
 //! `:authority`: Go clients send "localhost" on unix sockets (kubelet sets it, crictl's library does by default). Clients that
 //! send the percent-encoded socket path are refused by the h2 crate before anything of ours sees the request.
 
 mod container_create;
+mod container_events;
 mod container_exec_sync;
 mod container_list;
 mod container_remove;
 mod container_reopen_log;
 mod container_start;
+mod container_stats;
+mod container_stats_list;
 mod container_status;
 mod container_stop;
+mod container_update;
 mod convert;
 mod edge;
 mod image_fs_info;
@@ -22,15 +26,22 @@ mod image_pull;
 mod image_remove;
 mod image_service;
 mod image_status;
+mod metric_descriptors;
+mod pages;
 mod runtime_config;
+mod runtime_config_update;
 mod runtime_service;
 mod runtime_status;
 mod runtime_version;
 mod sandbox_list;
+mod sandbox_metrics;
 mod sandbox_remove;
 mod sandbox_run;
+mod sandbox_stats;
+mod sandbox_stats_list;
 mod sandbox_status;
 mod sandbox_stop;
+mod sandbox_update;
 pub(crate) mod socket;
 mod status;
 

@@ -1,28 +1,29 @@
 //! RuntimeService: one line per RPC. Those that this version does not have answer UNIMPLEMENTED with their name.
 
 use proto::cri::v1::{self as cri, runtime_service_server::RuntimeService};
-use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
 use super::{
-    container_create, container_exec_sync, container_list, container_remove, container_reopen_log,
-    container_start, container_status, container_stop, edge::Edge, runtime_config, runtime_status,
-    runtime_version, sandbox_list, sandbox_remove, sandbox_run, sandbox_status, sandbox_stop,
+    container_create, container_events, container_exec_sync, container_list, container_remove,
+    container_reopen_log, container_start, container_stats, container_stats_list, container_status,
+    container_stop, container_update, edge::Edge, metric_descriptors, pages::Pages, runtime_config,
+    runtime_config_update, runtime_status, runtime_version, sandbox_list, sandbox_metrics, sandbox_remove,
+    sandbox_run, sandbox_stats, sandbox_stats_list, sandbox_status, sandbox_stop, sandbox_update,
 };
 
 #[tonic::async_trait]
 impl RuntimeService for Edge {
-    type StreamPodSandboxesStream = Empty<Result<cri::StreamPodSandboxesResponse, Status>>;
+    type StreamPodSandboxesStream = Pages<cri::StreamPodSandboxesResponse>;
 
-    type StreamContainersStream = Empty<Result<cri::StreamContainersResponse, Status>>;
+    type StreamContainersStream = Pages<cri::StreamContainersResponse>;
 
-    type StreamContainerStatsStream = Empty<Result<cri::StreamContainerStatsResponse, Status>>;
+    type StreamContainerStatsStream = Pages<cri::StreamContainerStatsResponse>;
 
-    type StreamPodSandboxStatsStream = Empty<Result<cri::StreamPodSandboxStatsResponse, Status>>;
+    type StreamPodSandboxStatsStream = Pages<cri::StreamPodSandboxStatsResponse>;
 
-    type StreamPodSandboxMetricsStream = Empty<Result<cri::StreamPodSandboxMetricsResponse, Status>>;
+    type StreamPodSandboxMetricsStream = Pages<cri::StreamPodSandboxMetricsResponse>;
 
-    type GetContainerEventsStream = Empty<Result<cri::ContainerEventResponse, Status>>;
+    type GetContainerEventsStream = Pages<cri::ContainerEventResponse>;
 
     async fn version(
         &self,
@@ -51,9 +52,10 @@ impl RuntimeService for Edge {
 
     async fn update_runtime_config(
         &self,
-        _: Request<cri::UpdateRuntimeConfigRequest>,
+        request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Result<Response<cri::UpdateRuntimeConfigResponse>, Status> {
-        self.missing("UpdateRuntimeConfig")
+        self.call("UpdateRuntimeConfig", request, runtime_config_update::handle)
+            .await
     }
 
     async fn run_pod_sandbox(
@@ -95,16 +97,18 @@ impl RuntimeService for Edge {
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        self.missing("StreamPodSandboxes")
+        self.call("StreamPodSandboxes", request, sandbox_list::stream)
+            .await
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
-        self.missing("UpdatePodSandboxResources")
+        self.call("UpdatePodSandboxResources", request, sandbox_update::handle)
+            .await
     }
 
     async fn create_container(
@@ -155,16 +159,18 @@ impl RuntimeService for Edge {
 
     async fn stream_containers(
         &self,
-        _: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        self.missing("StreamContainers")
+        self.call("StreamContainers", request, container_list::stream)
+            .await
     }
 
     async fn update_container_resources(
         &self,
-        _: Request<cri::UpdateContainerResourcesRequest>,
+        request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
-        self.missing("UpdateContainerResources")
+        self.call("UpdateContainerResources", request, container_update::handle)
+            .await
     }
 
     async fn reopen_container_log(
@@ -199,72 +205,81 @@ impl RuntimeService for Edge {
 
     async fn container_stats(
         &self,
-        _: Request<cri::ContainerStatsRequest>,
+        request: Request<cri::ContainerStatsRequest>,
     ) -> Result<Response<cri::ContainerStatsResponse>, Status> {
-        self.missing("ContainerStats")
+        self.call("ContainerStats", request, container_stats::handle)
+            .await
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<cri::ListContainerStatsRequest>,
+        request: Request<cri::ListContainerStatsRequest>,
     ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
-        self.missing("ListContainerStats")
+        self.call("ListContainerStats", request, container_stats_list::handle)
+            .await
     }
 
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        self.missing("StreamContainerStats")
+        self.call("StreamContainerStats", request, container_stats_list::stream)
+            .await
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<cri::PodSandboxStatsRequest>,
+        request: Request<cri::PodSandboxStatsRequest>,
     ) -> Result<Response<cri::PodSandboxStatsResponse>, Status> {
-        self.missing("PodSandboxStats")
+        self.call("PodSandboxStats", request, sandbox_stats::handle).await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<cri::ListPodSandboxStatsRequest>,
+        request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Result<Response<cri::ListPodSandboxStatsResponse>, Status> {
-        self.missing("ListPodSandboxStats")
+        self.call("ListPodSandboxStats", request, sandbox_stats_list::handle)
+            .await
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        self.missing("StreamPodSandboxStats")
+        self.call("StreamPodSandboxStats", request, sandbox_stats_list::stream)
+            .await
     }
 
     async fn list_metric_descriptors(
         &self,
-        _: Request<cri::ListMetricDescriptorsRequest>,
+        request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
-        self.missing("ListMetricDescriptors")
+        self.call("ListMetricDescriptors", request, metric_descriptors::handle)
+            .await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
-        _: Request<cri::ListPodSandboxMetricsRequest>,
+        request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
-        self.missing("ListPodSandboxMetrics")
+        self.call("ListPodSandboxMetrics", request, sandbox_metrics::handle)
+            .await
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
-        _: Request<cri::StreamPodSandboxMetricsRequest>,
+        request: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        self.missing("StreamPodSandboxMetrics")
+        self.call("StreamPodSandboxMetrics", request, sandbox_metrics::stream)
+            .await
     }
 
     async fn get_container_events(
         &self,
-        _: Request<cri::GetEventsRequest>,
+        request: Request<cri::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        self.missing("GetContainerEvents")
+        self.call("GetContainerEvents", request, container_events::handle)
+            .await
     }
 
     async fn checkpoint_container(

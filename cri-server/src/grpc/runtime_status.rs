@@ -1,6 +1,9 @@
 //! Status: whether pods can be run now, and what this runtime can do.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError},
+};
 
 use proto::cri::v1 as cri;
 use serde_json::json;
@@ -77,7 +80,9 @@ fn info(node: &Node) -> HashMap<String, String> {
         "vcpus": machine.vcpus,
         "scratchMiB": machine.scratch_mib,
     });
+    let pod_cidr = node.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner);
     HashMap::from([
+        ("podCIDR".to_owned(), json!(*pod_cidr).to_string()),
         ("config".to_owned(), config.to_string()),
         ("calls".to_owned(), json!(node.metrics.calls()).to_string()),
         ("sandboxes".to_owned(), node.sandboxes.views().len().to_string()),

@@ -26,11 +26,7 @@ pub(super) async fn handle(
         } else {
             HashMap::new()
         },
-        containers_statuses: view
-            .containers
-            .iter()
-            .map(|container| convert::container_status(container))
-            .collect(),
+        containers_statuses: convert::container_statuses(&view),
         timestamp: now_ns(),
     })
 }

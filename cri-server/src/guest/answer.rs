@@ -81,7 +81,7 @@ pub enum GuestEvent {
 }
 
 /// A container that was created.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Created {
     /// Process id in the guest.
     pub pid: u32,
@@ -175,8 +175,8 @@ pub(super) fn stats(
     }
     for container in &stats.containers {
         check_name(operation, &container.container_id)?;
-        let named = container.devices.iter().filter(|device| !device.name.is_empty());
-        named.map(|device| check_name(operation, &device.name)).collect::<Result<(), _>>()?;
+        let mut named = container.devices.iter().filter(|device| !device.name.is_empty());
+        named.try_for_each(|device| check_name(operation, &device.name))?;
     }
     for interface in &stats.interfaces {
         check_name(operation, &interface.name)?;

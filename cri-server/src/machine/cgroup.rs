@@ -11,6 +11,8 @@ use std::{
 
 /// Controllers that limits or statistics of a Machine need.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
+/// The kernel's own, `cpu.max`.
+const DEFAULT_PERIOD_US: u64 = 100_000;
 /// Between two tries to remove a cgroup whose processes are still on their way out.
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -67,6 +69,13 @@ impl CgroupLimits {
     pub fn weight_from_shares(shares: u64) -> u64 {
         let shares = shares.clamp(2, 262_144);
         1 + (shares - 2) * 9999 / 262_142
+    }
+
+    /// The other way round; the nearest shares, since there are fewer weights.
+    #[must_use]
+    pub fn shares_from_weight(weight: u64) -> i64 {
+        let shares = 2 + (weight.clamp(1, 10_000) - 1) * 262_142 / 9999;
+        i64::try_from(shares).unwrap_or(i64::MAX)
     }
 }
 
@@ -141,7 +150,7 @@ impl MachineCgroup {
             let quota = limits
                 .cpu_quota_us
                 .map_or_else(|| "max".to_owned(), |quota| quota.to_string());
-            let period = limits.cpu_period_us.unwrap_or(100_000);
+            let period = limits.cpu_period_us.unwrap_or(DEFAULT_PERIOD_US);
             self.write("cpu.max", &format!("{quota} {period}"))?;
         }
         if let Some(weight) = limits.cpu_weight {
@@ -151,6 +160,25 @@ impl MachineCgroup {
             self.write("memory.max", &bytes.to_string())?;
         }
         Ok(())
+    }
+
+    /// The quota (`None`: unlimited) and its period, microseconds. Without the controller there is no limit.
+    ///
+    /// # Errors
+    /// [`CgroupError::Io`]
+    pub fn cpu_max(&self) -> Result<(Option<u64>, u64), CgroupError> {
+        let path = self.directory.join("cpu.max");
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            read => read.map_err(|source| CgroupError::Io {
+                operation: "read",
+                path,
+                source,
+            })?,
+        };
+        let mut words = text.split_ascii_whitespace().map(|word| word.parse().ok());
+        let quota = words.next().flatten();
+        Ok((quota, words.next().flatten().unwrap_or(DEFAULT_PERIOD_US)))
     }
 
     fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
@@ -321,6 +349,22 @@ mod tests {
     fn shares_map_to_the_ends_of_the_weights() {
         let weights = [0, 2, 1024, 262_144, u64::MAX].map(CgroupLimits::weight_from_shares);
         assert_eq!(weights, [1, 1, 39, 10_000, 10_000]);
+        let shares = [0, 1, 39, 10_000, u64::MAX].map(CgroupLimits::shares_from_weight);
+        assert_eq!(shares, [2, 2, 998, 262_144, 262_144]);
+    }
+
+    #[test]
+    fn a_quota_is_read_back() {
+        let (root, cgroup) = lookalike();
+        assert_eq!(cgroup.cpu_max().unwrap(), (None, 100_000));
+        cgroup.make(root.path()).unwrap();
+        for (text, expected) in [
+            ("max 100000\n", (None, 100_000)),
+            ("5000 20000\n", (Some(5000), 20_000)),
+        ] {
+            fs_err::write(cgroup.directory().join("cpu.max"), text).unwrap();
+            assert_eq!(cgroup.cpu_max().unwrap(), expected);
+        }
     }
 
     #[test]

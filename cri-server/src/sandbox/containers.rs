@@ -19,8 +19,9 @@ use super::{
 use crate::{
     clock::now_ns,
     container::{
+        limits::Limits,
         signal,
-        spec::{self, ContainerPlan},
+        spec::{self, ContainerPlan, Surroundings},
         state::{Answer, Ask, ContainerState, Exited, WrongState, decide},
     },
     failpoint,
@@ -96,7 +97,18 @@ impl Container {
             user: record.user,
             log_path: record.log_path,
             stop_signal: record.stop_signal,
+            updated: record.updated,
+            shown: record.shown,
         })
+    }
+
+    /// The limits that are asked for.
+    pub(super) fn wanted(&self) -> Limits {
+        let asked = || {
+            let linux = self.config().linux.unwrap_or_default();
+            linux.resources.as_ref().map(Limits::from).unwrap_or_default()
+        };
+        self.record.updated.clone().unwrap_or_else(asked)
     }
 
     fn process(&self) -> ProcessId {
@@ -126,7 +138,12 @@ impl Driver {
         })?;
         let id = new_id()?;
         let pod = self.request.config.clone().unwrap_or_default();
-        let plan = spec::plan(&id, &config, &pod, &image.config, &self.node.config.container).await?;
+        let surroundings = Surroundings {
+            sandbox: &pod,
+            vcpus: self.plan.vcpus,
+        };
+        let defaults = &self.node.config.container;
+        let plan = spec::plan(&id, &config, surroundings, &image.config, defaults).await?;
         let record = ContainerRecord {
             id: id.clone(),
             sandbox_id: self.record.id.clone(),
@@ -139,6 +156,8 @@ impl Driver {
             log_path: plan.log_path.clone(),
             termination_log: plan.termination_log.clone(),
             stop_signal: signal::stop_signal(config.stop_signal(), &image.config.stop_signal),
+            updated: None,
+            shown: None,
         };
         self.node
             .store
@@ -186,7 +205,7 @@ impl Driver {
         let terminal = request.process.as_ref().is_some_and(|process| process.terminal);
         request.layers = live.add_layers(image, &self.node.config.machine).await?;
         failpoint::reached("create.layers").await;
-        let Created { user, .. } = live
+        let Created { user, actual, .. } = live
             .guest
             .create_container(request)
             .await
@@ -198,6 +217,7 @@ impl Driver {
         let container = self.container_mut(id)?;
         container.log = Some(log);
         container.record.user = user;
+        container.record.shown = Some(container.wanted().shown(&actual));
         container.record.state = ContainerState::Created;
         self.put_container(id).await
     }
@@ -543,7 +563,7 @@ impl Driver {
         }
     }
 
-    async fn put_container(&self, id: &str) -> Result<(), RequestError> {
+    pub(super) async fn put_container(&self, id: &str) -> Result<(), RequestError> {
         let record = &self.container(id)?.record;
         self.node
             .store
@@ -552,7 +572,7 @@ impl Driver {
             .map_err(RequestError::failed("record the container's state"))
     }
 
-    fn check(&self, id: &str, ask: Ask, verb: &str) -> Result<Answer, RequestError> {
+    pub(super) fn check(&self, id: &str, ask: Ask, verb: &str) -> Result<Answer, RequestError> {
         decide(&self.container(id)?.record.state, ask).map_err(|WrongState(reason)| {
             RequestError::WrongState {
                 operation: format!("{verb} container {id}"),
@@ -561,15 +581,15 @@ impl Driver {
         })
     }
 
-    fn container(&self, id: &str) -> Result<&Container, RequestError> {
+    pub(super) fn container(&self, id: &str) -> Result<&Container, RequestError> {
         self.containers.get(id).ok_or_else(|| unknown(id))
     }
 
-    fn container_mut(&mut self, id: &str) -> Result<&mut Container, RequestError> {
+    pub(super) fn container_mut(&mut self, id: &str) -> Result<&mut Container, RequestError> {
         self.containers.get_mut(id).ok_or_else(|| unknown(id))
     }
 
-    fn live(&self) -> Result<&Live, RequestError> {
+    pub(super) fn live(&self) -> Result<&Live, RequestError> {
         self.live.as_ref().ok_or_else(|| not_ready(&self.record.id))
     }
 }

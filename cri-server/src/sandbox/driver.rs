@@ -26,6 +26,7 @@ use super::{
     view::SandboxView,
 };
 use crate::{
+    clock::now_ns,
     failpoint,
     guest::{GuestClient, GuestEvent},
     machine::MachineExit,
@@ -125,6 +126,8 @@ impl Driver {
             (container.record.id.clone(), container)
         });
         self.containers = containers.collect();
+        // Told to nobody: all of it has been before.
+        self.view.send_replace(self.current_view());
         self
     }
 
@@ -195,6 +198,14 @@ impl Driver {
             }
             Input::Request(Request::ReopenLog(id, reply)) => {
                 let result = self.reopen_log(&id).await;
+                self.answer(reply, result);
+            }
+            Input::Request(Request::UpdateContainer(id, change, reply)) => {
+                let result = self.update_container(&id, &change).await;
+                self.answer(reply, result);
+            }
+            Input::Request(Request::UpdateSandbox(request, reply)) => {
+                let result = self.update_sandbox(&request).await;
                 self.answer(reply, result);
             }
             Input::Guest(event) => self.guest_event(event).await,
@@ -323,15 +334,30 @@ impl Driver {
         while self.guest_events.try_recv().is_ok() {}
     }
 
+    /// Shows what the sandbox is now, and tells what changed.
     pub(super) fn publish(&self) {
-        let view = view(
+        let after = self.current_view();
+        let before = self.view.send_replace(Arc::clone(&after));
+        self.node.events.tell_changes(&before, &after, now_ns());
+    }
+
+    /// The sandbox is forgotten. Of one that nobody saw nothing is told.
+    pub(super) fn publish_end(&self) {
+        let was_seen = self.view.borrow().is_listed();
+        self.publish();
+        if was_seen {
+            self.node.events.tell_deleted(&self.current_view(), now_ns());
+        }
+    }
+
+    fn current_view(&self) -> Arc<SandboxView> {
+        Arc::new(view(
             &self.plan,
             &self.request,
             &self.record,
             self.live.as_ref(),
             &self.containers,
-        );
-        self.view.send_replace(Arc::new(view));
+        ))
     }
 
     fn next_deadline(&self) -> Option<Instant> {

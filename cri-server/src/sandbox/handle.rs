@@ -30,6 +30,8 @@ pub(crate) enum Request {
     StopContainer(String, Duration, Reply<()>),
     RemoveContainer(String, Reply<()>),
     ReopenLog(String, Reply<()>),
+    UpdateContainer(String, Box<cri::LinuxContainerResources>, Reply<()>),
+    UpdateSandbox(Box<cri::UpdatePodSandboxResourcesRequest>, Reply<()>),
 }
 
 /// One sandbox.

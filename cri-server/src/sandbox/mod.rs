@@ -1,13 +1,14 @@
 //! CRI sandboxes: one owner task each, which alone changes the sandbox, its containers and its Machine.
 //!
 //! `state` decides (pure, with the diagram), `driver` is the owner task with one input enum, `start` and `stop` tell the two
-//! stories, `containers` carries out what is asked of containers, `ledger` gives back what a sandbox holds of the host.
+//! stories, `containers` carries out what is asked of containers, `resize` changes limits (`room` decides), `ledger` gives back what a sandbox holds of the host.
 //! Others see a sandbox through its `handle` (mailbox) and its `view` (snapshot). `node` is what all sandboxes share, `run`
 //! makes a new one, `recover` an old one. What is kept over a restart is in `crate::store`.
 
 mod containers;
 mod driver;
 mod error;
+mod events;
 mod handle;
 mod ledger;
 mod live;
@@ -15,6 +16,8 @@ mod node;
 mod plan;
 mod quantity;
 mod recover;
+mod resize;
+mod room;
 mod run;
 mod start;
 mod state;
@@ -23,6 +26,7 @@ mod timings;
 mod view;
 
 pub(crate) use error::{RequestError, chain};
+pub(crate) use events::{Event, EventKind, Events};
 pub(crate) use handle::{Request, SandboxHandle};
 pub(crate) use node::{Node, Registry, new_id};
 pub(crate) use plan::HANDLER;
@@ -30,4 +34,4 @@ pub(crate) use recover::{recover, remove_orphan};
 pub(crate) use run::run;
 pub(crate) use state::{Acquired, SandboxState};
 pub(crate) use timings::{Phase, Timings};
-pub(crate) use view::{ContainerView, SandboxView};
+pub(crate) use view::{ContainerView, MachineView, SandboxView};

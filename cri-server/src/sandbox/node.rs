@@ -11,6 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     error::RequestError,
+    events::Events,
     handle::SandboxHandle,
     view::{ContainerView, SandboxView},
 };
@@ -20,6 +21,7 @@ use crate::{
     machine::{Launcher, ScratchTemplate},
     metrics::Metrics,
     network::Network,
+    stats::Samples,
     store::Store,
 };
 
@@ -34,6 +36,11 @@ pub(crate) struct Node {
     pub(crate) scratch: ScratchTemplate,
     pub(crate) metrics: Metrics,
     pub(crate) sandboxes: Registry,
+    pub(crate) events: Events,
+    /// Earlier measurements, to tell rates.
+    pub(crate) samples: Samples,
+    /// Of this node, as kubelet tells it; CNI's configuration is the operator's.
+    pub(crate) pod_cidr: Mutex<String>,
     /// Every owner task, and whatever must outlive the request that began it.
     pub(crate) tasks: TaskTracker,
     /// The daemon stops; Machines do not.

@@ -51,6 +51,7 @@ impl Driver {
             .map_err(RequestError::failed("forget the sandbox"))?;
         self.containers.clear();
         self.node.sandboxes.remove(&self.record.id);
+        self.publish_end();
         tracing::info!(sandbox = self.record.id, "sandbox removed");
         Ok(())
     }

@@ -7,7 +7,7 @@ use proto::cri::v1 as cri;
 
 use super::{SandboxState, timings::Timings};
 use crate::{
-    container::state::ContainerState,
+    container::{limits::Limits, state::ContainerState},
     guest::{Dialer, GuestClient},
     image::RunConfig,
     machine::ControlClient,
@@ -55,6 +55,8 @@ pub(crate) struct ContainerView {
     pub(crate) user: Option<(u32, u32, Vec<u32>)>,
     pub(crate) log_path: Option<std::path::PathBuf>,
     pub(crate) stop_signal: u32,
+    pub(crate) updated: Option<Limits>,
+    pub(crate) shown: Option<Limits>,
 }
 
 impl SandboxView {
@@ -70,8 +72,20 @@ impl SandboxView {
 }
 
 impl ContainerView {
-    /// CRI's configuration.
+    /// CRI's configuration, with the limits that are asked for now.
     pub(crate) fn config(&self) -> cri::ContainerConfig {
-        self.request.config.clone().unwrap_or_default()
+        let mut config = self.request.config.clone().unwrap_or_default();
+        if let Some(limits) = &self.updated {
+            config.linux.get_or_insert_default().resources = Some(limits.to_cri());
+        }
+        config
+    }
+
+    /// The limits as the guest has them; of a container of an older daemon, those that were asked for.
+    pub(crate) fn limits(&self) -> Option<cri::LinuxContainerResources> {
+        match &self.shown {
+            Some(shown) => Some(shown.to_cri()),
+            None => self.config().linux.and_then(|linux| linux.resources),
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    container::state::ContainerState,
+    container::{limits::Limits, state::ContainerState},
     image::RunConfig,
     network::Attachment,
     sandbox::{SandboxState, Timings},
@@ -45,4 +45,10 @@ pub(crate) struct ContainerRecord {
     pub(crate) termination_log: Option<PathBuf>,
     /// signal(7)
     pub(crate) stop_signal: u32,
+    /// What is asked for since the first update; before, the request says it.
+    #[serde(default)]
+    pub(crate) updated: Option<Limits>,
+    /// The limits as the guest had them when they were set last.
+    #[serde(default)]
+    pub(crate) shown: Option<Limits>,
 }

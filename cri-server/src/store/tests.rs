@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    container::state::ContainerState,
+    container::{limits::Limits, state::ContainerState},
     sandbox::{Acquired, SandboxState},
 };
 
@@ -32,7 +32,21 @@ fn container(id: &str, sandbox_id: &str) -> ContainerRecord {
         log_path: None,
         termination_log: None,
         stop_signal: 15,
+        updated: None,
+        shown: Some(Limits {
+            cpu_quota: 5,
+            ..Limits::default()
+        }),
     }
+}
+
+#[test]
+fn a_record_of_before_limits_were_kept_is_read() {
+    let mut value = serde_json::to_value(container("c", "s")).unwrap();
+    let fields = value.as_object_mut().unwrap();
+    assert!(fields.remove("shown").is_some() && fields.remove("updated").is_some());
+    let read: ContainerRecord = serde_json::from_value(value).unwrap();
+    assert_eq!((read.shown, read.updated), (None, None));
 }
 
 #[tokio::test]

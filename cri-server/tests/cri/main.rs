@@ -3,10 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+mod events;
 mod exec;
 mod failure;
 mod idempotence;
 mod pod_lifecycle;
 mod recovery;
+mod resize;
 mod rollback;
+mod stats;
+mod streaming_lists;
 mod support;

@@ -423,6 +423,7 @@ fn config(directory: &TempDir) -> Config {
     config.deadlines.shutdown_s = 1;
     config.deadlines.drain_s = 5;
     config.deadlines.stop_s = 5;
+    config.deadlines.stats_s = 1;
     config.validated().unwrap()
 }
 

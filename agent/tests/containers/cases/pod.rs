@@ -126,11 +126,17 @@ pub(super) async fn stats_have_numbers(f: Fixture) {
             let cgroup = stats.containers[0].cgroup.unwrap();
             assert!(cgroup.cpu_usage_ns > 0);
             let files = stats.containers[0].files.unwrap();
-            assert!(files.descriptors >= 3 && files.open_files_soft_limit > 0, "{files:?}");
+            assert!(
+                files.descriptors >= 3 && files.open_files_soft_limit > 0,
+                "{files:?}"
+            );
             assert!(stats.scratch.unwrap().used_bytes >= 3 << 20);
             assert!(stats.sandbox.unwrap().memory_usage_bytes > 0);
             if f.in_guest {
-                assert!(cgroup.memory_usage_bytes > 0 && cgroup.pids >= 1 && cgroup.processes >= 1, "{cgroup:?}");
+                assert!(
+                    cgroup.memory_usage_bytes > 0 && cgroup.pids >= 1 && cgroup.processes >= 1,
+                    "{cgroup:?}"
+                );
                 assert!(stats.sandbox.unwrap().memory_working_set_bytes > 0);
             }
             break;

@@ -18,7 +18,11 @@ async fn planned(config: &cri::ContainerConfig) -> Result<ContainerPlan, Request
         log_directory: "/var/log/pods/p".to_owned(),
         ..cri::PodSandboxConfig::default()
     };
-    plan("c1", config, &sandbox, &image(), &ContainerDefaults::default()).await
+    let pod = Surroundings {
+        sandbox: &sandbox,
+        vcpus: 1,
+    };
+    plan("c1", config, pod, &image(), &ContainerDefaults::default()).await
 }
 
 fn own(words: &[&str]) -> Vec<String> {
@@ -232,16 +236,25 @@ fn limits_are_translated_and_processor_sets_refused() {
         memory_limit_in_bytes: 1 << 26,
         ..cri::LinuxContainerResources::default()
     };
-    let limits = resources(Some(&wish)).unwrap();
+    let limits = resources(Some(&wish), 1).unwrap();
     assert_eq!((limits.cpu_weight, limits.cpu_quota_us), (39, 50_000));
-    let pinned = cri::LinuxContainerResources {
-        cpuset_cpus: "0-1".to_owned(),
-        ..wish
+}
+
+#[test]
+fn processors_of_a_cpuset_are_the_guests() {
+    let pinned = |cpus: &str, mems: &str, vcpus| {
+        let wish = cri::LinuxContainerResources {
+            cpuset_cpus: cpus.to_owned(),
+            cpuset_mems: mems.to_owned(),
+            ..cri::LinuxContainerResources::default()
+        };
+        resources(Some(&wish), vcpus)
     };
-    assert!(
-        resources(Some(&pinned))
-            .unwrap_err()
-            .to_string()
-            .contains("cpuset_cpus")
-    );
+    assert_eq!(pinned("0-1,3", "0", 4).unwrap().cpuset_cpus, "0-1,3");
+    for wrong in ["0-1", "1", "0,", "1-0", "a", "-"] {
+        let refusal = pinned(wrong, "", 1).unwrap_err().to_string();
+        assert!(refusal.starts_with("linux.resources.cpuset_cpus"), "{refusal}");
+    }
+    let refusal = pinned("", "0-1", 4).unwrap_err().to_string();
+    assert!(refusal.starts_with("linux.resources.cpuset_mems"), "{refusal}");
 }

@@ -44,6 +44,8 @@ struct Guest {
     configured: Option<v1::ConfigureSandboxRequest>,
     containers: BTreeMap<String, Container>,
     updates: Vec<v1::UpdateContainerRequest>,
+    sandbox_stats: v1::CgroupStats,
+    interfaces: Vec<v1::InterfaceStats>,
     running: JoinSet<()>,
 }
 
@@ -51,6 +53,9 @@ struct Guest {
 struct Container {
     request: v1::CreateContainerRequest,
     init: Arc<FakeProcess>,
+    stats: v1::ContainerStats,
+    /// As the cgroup has them.
+    limits: v1::Resources,
     execs: BTreeMap<String, Arc<FakeProcess>>,
 }
 
@@ -108,6 +113,23 @@ impl FakeAgent {
     #[must_use]
     pub fn updates(&self) -> Vec<v1::UpdateContainerRequest> {
         lock(&self.state).updates.clone()
+    }
+
+    /// What the guest says of the whole sandbox from now on.
+    pub fn set_sandbox_stats(&self, stats: v1::CgroupStats, interfaces: Vec<v1::InterfaceStats>) {
+        let mut state = lock(&self.state);
+        state.sandbox_stats = stats;
+        state.interfaces = interfaces;
+    }
+
+    /// What it says of a container from now on; the id is the container's own unless there is one.
+    pub fn set_stats(&self, container_id: &str, mut stats: v1::ContainerStats) {
+        if stats.container_id.is_empty() {
+            stats.container_id = container_id.to_owned();
+        }
+        if let Some(container) = lock(&self.state).containers.get_mut(container_id) {
+            container.stats = stats;
+        }
     }
 
     /// Whether the guest was asked to shut down.
@@ -238,6 +260,30 @@ fn no_container(id: &str) -> Status {
     refusal(ErrorCode::NotFound, &format!("no container {id:?}"), 0)
 }
 
+/// What a kernel makes of limits: memory in whole pages, and defaults where nothing is asked.
+fn kernels(asked: Option<&v1::Resources>) -> v1::Resources {
+    const PAGE: i64 = 4096;
+    let unless_zero = |value: i64, default: i64| if value == 0 { default } else { value };
+    let asked = asked.cloned().unwrap_or_default();
+    let memory = unless_zero(asked.memory_limit_bytes / PAGE * PAGE, -1);
+    v1::Resources {
+        cpu_quota_us: unless_zero(asked.cpu_quota_us, -1),
+        cpu_period_us: if asked.cpu_period_us == 0 {
+            100_000
+        } else {
+            asked.cpu_period_us
+        },
+        cpu_weight: if asked.cpu_weight == 0 {
+            100
+        } else {
+            asked.cpu_weight
+        },
+        memory_limit_bytes: memory,
+        memory_swap_limit_bytes: unless_zero(asked.memory_swap_limit_bytes / PAGE * PAGE, -1),
+        ..asked
+    }
+}
+
 /// The RPC edge of a [`FakeAgent`].
 #[derive(Debug)]
 struct Service(Arc<FakeAgent>);
@@ -291,14 +337,22 @@ impl Agent for Service {
         let container = Container {
             init: Arc::new(FakeProcess::new(steps, &process)),
             execs: BTreeMap::new(),
+            stats: v1::ContainerStats {
+                container_id: request.container_id.clone(),
+                cgroup: Some(v1::CgroupStats::default()),
+                ..v1::ContainerStats::default()
+            },
+            limits: kernels(request.resources.as_ref()),
             request,
         };
+        let actual = Some(container.limits.clone());
         state
             .containers
             .insert(container.request.container_id.clone(), container);
         Ok(Response::new(v1::CreateContainerResponse {
             pid: 42,
             user: Some(v1::ResolvedUser::default()),
+            actual,
         }))
     }
 
@@ -456,29 +510,46 @@ impl Agent for Service {
     ) -> Result<Response<v1::UpdateContainerResponse>, Status> {
         self.0.gate("UpdateContainer").await?;
         let request = request.into_inner();
-        self.0.find(&request.container_id, "")?;
-        lock(&self.0.state).updates.push(request);
-        Ok(Response::new(v1::UpdateContainerResponse {}))
+        let mut state = lock(&self.0.state);
+        let container = state.containers.get_mut(&request.container_id);
+        let container = container.ok_or_else(|| no_container(&request.container_id))?;
+        if matches!(container.init.state(), State::Exited { .. }) {
+            return Err(refusal(ErrorCode::WrongState, "the container has ended", 0));
+        }
+        container.limits = kernels(request.resources.as_ref());
+        let actual = Some(container.limits.clone());
+        state.updates.push(request);
+        Ok(Response::new(v1::UpdateContainerResponse { actual }))
     }
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
         self.0.gate("Stats").await?;
-        let wanted = request.into_inner().container_id;
-        let ids = self
-            .0
-            .containers()
-            .into_iter()
-            .filter(|id| wanted.is_empty() || *id == wanted);
-        let containers = ids.map(|container_id| v1::ContainerStats {
-            container_id,
-            cgroup: Some(v1::CgroupStats::default()),
-            ..v1::ContainerStats::default()
+        let request = request.into_inner();
+        let wanted = request.container_id;
+        let state = lock(&self.0.state);
+        if !wanted.is_empty() && !state.containers.contains_key(&wanted) {
+            return Err(no_container(&wanted));
+        }
+        let everything = wanted.is_empty();
+        let containers = state
+            .containers
+            .iter()
+            .filter(|(id, _)| everything || **id == wanted);
+        let stats = containers.map(|(_, container)| v1::ContainerStats {
+            files: container.stats.files.filter(|_| request.with_files),
+            ..container.stats.clone()
         });
         Ok(Response::new(v1::StatsResponse {
             timestamp_ns: 1,
-            sandbox: Some(v1::CgroupStats::default()),
-            containers: containers.collect(),
-            interfaces: Vec::new(),
+            sandbox: everything.then_some(state.sandbox_stats),
+            containers: stats.collect(),
+            interfaces: state.interfaces.clone(),
+            scratch: Some(v1::FilesystemStats {
+                size_bytes: 16 << 20,
+                used_bytes: 1 << 20,
+                inodes: 1000,
+                inodes_free: 900,
+            }),
         }))
     }
 

@@ -212,14 +212,14 @@ async fn refusals_of_the_agent_are_typed() {
     assert_eq!(ended.code(), Some(ErrorCode::WrongState));
     node.host.inject(FaultPoint::Call("Stats"), Fault::Fail, 1);
     assert!(matches!(
-        client.stats(None).await,
+        client.stats(None, false).await,
         Err(GuestError::Refused {
             code: ErrorCode::System,
             errno: Some(libc::EIO),
             ..
         })
     ));
-    assert_eq!(client.stats(None).await.unwrap().containers.len(), 2);
+    assert_eq!(client.stats(None, false).await.unwrap().containers.len(), 2);
 }
 
 #[tokio::test]
