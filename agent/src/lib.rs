@@ -24,6 +24,7 @@ mod container;
 mod disk;
 mod error;
 mod events;
+pub mod host;
 mod init;
 mod lock;
 mod network;

@@ -40,7 +40,19 @@ pub(crate) async fn stats(pod: &Pod, container_id: &str) -> Result<StatsResponse
 }
 
 async fn container_stats(container: &Arc<Container>) -> Result<ContainerStats, Failure> {
-    let upper = container.upper.clone();
+    let cgroup = Some(container.cgroup.path());
+    measure(&container.id, container.upper.clone(), cgroup).await
+}
+
+/// Numbers of the container whose writable layer and cgroup these are.
+///
+/// # Errors
+/// `System`.
+pub(crate) async fn measure(
+    id: &str,
+    upper: PathBuf,
+    cgroup: Option<&Path>,
+) -> Result<ContainerStats, Failure> {
     // Walks a tree that the container makes as large as it likes: not on the runtime's thread.
     let written = tokio::task::spawn_blocking(move || usage(upper))
         .await
@@ -49,8 +61,8 @@ async fn container_stats(container: &Arc<Container>) -> Result<ContainerStats, F
             "measure what the container wrote".to_owned()
         })?;
     Ok(ContainerStats {
-        container_id: container.id.clone(),
-        cgroup: Some(cgroup::stats::read(container.cgroup.path())),
+        container_id: id.to_owned(),
+        cgroup: cgroup.map(cgroup::stats::read),
         writable_bytes: written.bytes,
         writable_inodes: written.inodes,
     })
@@ -85,7 +97,7 @@ fn usage(root: PathBuf) -> Usage {
 }
 
 /// proc_pid_net(5), net/dev: two lines of headings, then "name: 8 receive counters, 8 transmit counters".
-fn interfaces(proc: &Path) -> Vec<InterfaceStats> {
+pub(crate) fn interfaces(proc: &Path) -> Vec<InterfaceStats> {
     let text = fs::read_to_string(proc.join("net/dev")).unwrap_or_default();
     text.lines()
         .filter_map(interface)

@@ -7,5 +7,6 @@
 pub mod agent;
 #[cfg(feature = "cri")]
 pub mod cri;
+pub mod host;
 pub mod machine;
 pub mod stdio;

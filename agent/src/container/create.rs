@@ -14,6 +14,7 @@ use crate::container::process::Process;
 use crate::container::stage::{self, PidNamespace, Place, Ready};
 use crate::container::state::State;
 use crate::container::volumes::Held;
+use crate::container::exec::Execs;
 use crate::container::{Container, mount_plan, plan, watch_oom};
 use crate::disk::Lease;
 use crate::disk::pci::PciAddress;
@@ -183,9 +184,9 @@ async fn launch(
     Ok((*order, ready, Arc::new(stdio), outputs))
 }
 
-type Pipes = (streams::Ends, streams::ProcessEnds);
+pub(crate) type Pipes = (streams::Ends, streams::ProcessEnds);
 
-pub(super) fn pipes_unless(terminal: bool, with_stdin: bool) -> Result<Option<Pipes>, Failure> {
+pub(crate) fn pipes_unless(terminal: bool, with_stdin: bool) -> Result<Option<Pipes>, Failure> {
     if terminal {
         return Ok(None);
     }
@@ -195,7 +196,7 @@ pub(super) fn pipes_unless(terminal: bool, with_stdin: bool) -> Result<Option<Pi
 }
 
 /// From pipes, or else from the terminal that the stage opened.
-pub(super) fn stdio(
+pub(crate) fn stdio(
     pipes: Option<streams::Ends>,
     terminal: Option<OwnedFd>,
     with_stdin: bool,
@@ -273,7 +274,7 @@ impl Built {
             security: self.order.process.security,
             upper: self.order.rootfs.upper,
             state: Mutex::new(State::Created(gate)),
-            execs: Mutex::default(),
+            execs: Execs::default(),
             holdings: AsyncMutex::new(holdings),
         });
         pod.containers.created(container.clone());
