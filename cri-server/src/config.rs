@@ -11,7 +11,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{image::ImageConfig, network::NetworkConfig};
+use crate::{host::HostPodsConfig, image::ImageConfig, network::NetworkConfig};
 
 /// Where the file is when no other is named; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/clearpod/config.toml";
@@ -43,6 +43,8 @@ pub struct Config {
     pub network: NetworkConfig,
     /// Registries and the image store.
     pub image: ImageConfig,
+    /// Pods in the host's namespaces.
+    pub host_pods: HostPodsConfig,
 }
 
 /// As kubelet's `cgroupDriver`.
@@ -171,6 +173,7 @@ impl Default for Config {
             deadlines: Deadlines::default(),
             network: NetworkConfig::default(),
             image: ImageConfig::default(),
+            host_pods: HostPodsConfig::default(),
         }
     }
 }
@@ -331,6 +334,9 @@ impl Config {
         {
             return refuse("deadlines", "none may be 0");
         }
+        if let Err((field, reason)) = self.host_pods.check() {
+            return refuse(field, reason);
+        }
         Ok(self)
     }
 
@@ -432,6 +438,9 @@ mod tests {
             ("[machine]\nconsole_kib = 1", "machine.console_kib"),
             ("[container]\nnofile = [2, 1]", "container.nofile"),
             ("[deadlines]\nboot_s = 0", "deadlines"),
+            ("[host_pods]\nprivileged = true", "host_pods.privileged"),
+            ("[host_pods]\nruntime = \"bin/crun\"", "host_pods.runtime"),
+            ("[host_pods]\nshim = \"shim\"", "host_pods.shim"),
         ] {
             assert!(refused(text).starts_with(field), "{text}: {}", refused(text));
         }

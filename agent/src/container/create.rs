@@ -9,12 +9,12 @@ use proto::agent::v1::{CreateContainerRequest, CreateContainerResponse, Device, 
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::cgroup::{Cgroup, device_filter};
+use crate::container::exec::Execs;
 use crate::container::plan::{PidPlan, Plan};
 use crate::container::process::Process;
 use crate::container::stage::{self, PidNamespace, Place, Ready};
 use crate::container::state::State;
 use crate::container::volumes::Held;
-use crate::container::exec::Execs;
 use crate::container::{Container, mount_plan, plan, watch_oom};
 use crate::disk::Lease;
 use crate::disk::pci::PciAddress;

@@ -58,7 +58,8 @@ pub fn run() -> ExitCode {
 /// The step that failed.
 fn prepare() -> Result<HostConfig, Failure> {
     rustix::thread::set_name(c"clearpod-shim").context(ErrorCode::System, || "set the name".to_owned())?;
-    let log = rustix::io::dup(rustix::stdio::stderr()).context(ErrorCode::System, || "open the log".to_owned())?;
+    let log =
+        rustix::io::dup(rustix::stdio::stderr()).context(ErrorCode::System, || "open the log".to_owned())?;
     console::open_file(File::from(log), "clearpod-shim")?;
     let config = configuration()?;
     enter_namespaces(&config)?;
@@ -80,7 +81,10 @@ fn configuration() -> Result<HostConfig, Failure> {
     let config: HostConfig = serde_json::from_slice(&bytes)
         .map_err(|error| Failure::invalid(format!("{}: {error}", path.display())))?;
     if config.version != HOST_CONFIG_VERSION {
-        return Err(Failure::invalid(format!("version: {} is unknown", config.version)));
+        return Err(Failure::invalid(format!(
+            "version: {} is unknown",
+            config.version
+        )));
     }
     Ok(config)
 }
@@ -100,7 +104,9 @@ fn enter_namespaces(config: &HostConfig) -> Result<(), Failure> {
     if !config.host_ipc {
         own |= UnshareFlags::NEWIPC;
     }
-    sys::mount::unshare(own).context(ErrorCode::System, || format!("leave the host's namespaces {own:?}"))
+    sys::mount::unshare(own).context(ErrorCode::System, || {
+        format!("leave the host's namespaces {own:?}")
+    })
 }
 
 /// Until the Shutdown call.
@@ -128,8 +134,9 @@ async fn live(config: HostConfig, main_entered_ns: u64) -> Result<(), Failure> {
             }
         });
     })?;
-    tell_ready(&ready_socket, main_entered_ns)
-        .context(ErrorCode::System, || format!("tell {} that the pod is ready", ready_socket.display()))?;
+    tell_ready(&ready_socket, main_entered_ns).context(ErrorCode::System, || {
+        format!("tell {} that the pod is ready", ready_socket.display())
+    })?;
     shutdown.requested().await;
     tokio::time::sleep(ANSWER_FIRST).await;
     pod.end().await;

@@ -45,7 +45,10 @@ pub(super) struct Parts<'a> {
 /// `InvalidArgument` or `Unsupported`, naming the field.
 pub(super) fn container(request: &wire::CreateContainerRequest, parts: Parts<'_>) -> Result<Spec, Failure> {
     let security = request.security.clone().unwrap_or_default();
-    let process = request.process.as_ref().ok_or_else(|| Failure::invalid("process: missing"))?;
+    let process = request
+        .process
+        .as_ref()
+        .ok_or_else(|| Failure::invalid("process: missing"))?;
     for path in &security.masked_paths {
         check_path("security.masked_paths", path)?;
     }
@@ -55,8 +58,14 @@ pub(super) fn container(request: &wire::CreateContainerRequest, parts: Parts<'_>
     let labels = request.host_labels.clone().unwrap_or_default();
     let mut linux = Map::new();
     linux.insert("namespaces".to_owned(), namespaces(&parts, security.privileged));
-    linux.insert("resources".to_owned(), json!({"devices": device_rules(&parts, security.privileged)}));
-    linux.insert("devices".to_owned(), parts.devices.iter().map(|(node, _)| device(node)).collect());
+    linux.insert(
+        "resources".to_owned(),
+        json!({"devices": device_rules(&parts, security.privileged)}),
+    );
+    linux.insert(
+        "devices".to_owned(),
+        parts.devices.iter().map(|(node, _)| device(node)).collect(),
+    );
     linux.insert("maskedPaths".to_owned(), json!(security.masked_paths));
     linux.insert("readonlyPaths".to_owned(), json!(security.read_only_paths));
     if let Some(cgroup) = parts.cgroup {
@@ -260,17 +269,32 @@ mod tests {
     fn nothing_is_left_to_the_runtimes_defaults() {
         let spec = made(&request(), Pid::New).unwrap();
         let process = &spec["process"];
-        assert_eq!(process["user"], json!({"uid": 1000, "gid": 100, "additionalGids": [100, 7]}));
+        assert_eq!(
+            process["user"],
+            json!({"uid": 1000, "gid": 100, "additionalGids": [100, 7]})
+        );
         assert_eq!(process["env"], json!(["A=b", "HOME=/home/me"]));
-        assert_eq!((&process["cwd"], &process["noNewPrivileges"]), (&json!("/"), &json!(false)));
+        assert_eq!(
+            (&process["cwd"], &process["noNewPrivileges"]),
+            (&json!("/"), &json!(false))
+        );
         assert_eq!(process["capabilities"]["effective"], json!([]));
-        assert_eq!(process["rlimits"], json!([{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}]));
+        assert_eq!(
+            process["rlimits"],
+            json!([{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}])
+        );
         assert_eq!(process["oomScoreAdj"], -5);
         let linux = &spec["linux"];
         assert_eq!(linux["cgroupsPath"], "/kubepods/pod1/clearpod-a/pod/c1");
-        assert_eq!(linux["resources"]["devices"], json!([{"allow": false, "access": "rwm"}]));
+        assert_eq!(
+            linux["resources"]["devices"],
+            json!([{"allow": false, "access": "rwm"}])
+        );
         assert_eq!(linux["seccomp"]["defaultAction"], "SCMP_ACT_ALLOW");
-        assert_eq!((&linux["maskedPaths"], &linux["readonlyPaths"]), (&json!(["/proc/kcore"]), &json!([])));
+        assert_eq!(
+            (&linux["maskedPaths"], &linux["readonlyPaths"]),
+            (&json!(["/proc/kcore"]), &json!([]))
+        );
         assert_eq!(linux["rootfsPropagation"], "rslave");
         assert!(spec.get("hostname").is_none(), "{spec}");
     }
@@ -282,10 +306,16 @@ mod tests {
             request.security.as_mut().unwrap().privileged = privileged;
             made(&request, pid).unwrap()["linux"]["namespaces"].clone()
         };
-        assert_eq!(kinds(Pid::New, false), json!([{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}]));
+        assert_eq!(
+            kinds(Pid::New, false),
+            json!([{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}])
+        );
         assert_eq!(kinds(Pid::Host, true), json!([{"type": "mount"}]));
         let of = Pid::Of("/proc/7/ns/pid".into());
-        assert_eq!(kinds(of, true), json!([{"type": "mount"}, {"type": "pid", "path": "/proc/7/ns/pid"}]));
+        assert_eq!(
+            kinds(of, true),
+            json!([{"type": "mount"}, {"type": "pid", "path": "/proc/7/ns/pid"}])
+        );
     }
 
     #[test]
@@ -299,7 +329,8 @@ mod tests {
         assert!(seccomp.starts_with("security.seccomp"), "{seccomp}");
         let env = refused(|request| request.process.as_mut().unwrap().env = vec![b"A=\xff".to_vec()]);
         assert!(env.starts_with("process.env"), "{env}");
-        let masked = refused(|request| request.security.as_mut().unwrap().masked_paths = vec!["x".to_owned()]);
+        let masked =
+            refused(|request| request.security.as_mut().unwrap().masked_paths = vec!["x".to_owned()]);
         assert!(masked.starts_with("security.masked_paths"), "{masked}");
     }
 }

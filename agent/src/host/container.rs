@@ -131,13 +131,19 @@ async fn build(
     request: &CreateContainerRequest,
     places: &ContainerPlaces,
 ) -> Result<Built, Failure> {
-    let wanted = request.process.as_ref().ok_or_else(|| Failure::invalid("process: missing"))?;
+    let wanted = request
+        .process
+        .as_ref()
+        .ok_or_else(|| Failure::invalid("process: missing"))?;
     // Checks what needs the request only; how the process is confined is the runtime's business.
     let order = plan::process(wanted, NoSecurity::default())?;
     let layers = pod.layers.mount(&request.layers)?;
     rootfs::mount_overlay(&layers, &places.writable, &places.rootfs)?;
     let user = resolve(&places.rootfs, &order.user)?;
-    let cgroup = pod.cgroup.as_ref().map(|pod| pod.path().join(&request.container_id));
+    let cgroup = pod
+        .cgroup
+        .as_ref()
+        .map(|pod| pod.path().join(&request.container_id));
     let below_root = match (&cgroup, &pod.config.cgroup) {
         (Some(path), Some(of)) => path.strip_prefix(&of.root).ok(),
         _ => None,
@@ -154,10 +160,16 @@ async fn build(
     let spec = bundle::container(request, parts)?;
     fs::create_dir_all(&places.bundle)
         .and_then(|()| fs::write(places.bundle.join("config.json"), serde_json::to_vec(&spec)?))
-        .context(ErrorCode::System, || "write the container's configuration".to_owned())?;
+        .context(ErrorCode::System, || {
+            "write the container's configuration".to_owned()
+        })?;
     let start = Start {
         verb: "create",
-        arguments: &[OsStr::new("--bundle"), places.bundle.as_os_str(), OsStr::new(&request.container_id)],
+        arguments: &[
+            OsStr::new("--bundle"),
+            places.bundle.as_os_str(),
+            OsStr::new(&request.container_id),
+        ],
         files: &places.bundle,
         terminal: order.terminal,
         stdin: wanted.stdin,
@@ -186,7 +198,10 @@ fn mountinfo() -> Result<String, Failure> {
 }
 
 fn mounts(pod: &HostPod, request: &CreateContainerRequest) -> Result<Vec<serde_json::Value>, Failure> {
-    let privileged = request.security.as_ref().is_some_and(|security| security.privileged);
+    let privileged = request
+        .security
+        .as_ref()
+        .is_some_and(|security| security.privileged);
     let places = Places {
         directory: pod.directory.clone(),
         host_ipc: pod.config.host_ipc,
@@ -223,17 +238,32 @@ fn devices(request: &CreateContainerRequest) -> Result<Vec<(DeviceNode, String)>
     for (index, device) in request.devices.iter().enumerate() {
         let field = format!("devices[{index}]");
         if device.disk.is_some() {
-            return Err(Failure::invalid(format!("{field}.disk: a host pod has no disks of its own")));
+            return Err(Failure::invalid(format!(
+                "{field}.disk: a host pod has no disks of its own"
+            )));
         }
         if !device.access.chars().all(|access| ALL_ACCESS.contains(access)) {
-            return Err(Failure::invalid(format!("{field}.access: {:?} is not of \"rwm\"", device.access)));
+            return Err(Failure::invalid(format!(
+                "{field}.access: {:?} is not of \"rwm\"",
+                device.access
+            )));
         }
-        let access = if device.access.is_empty() { ALL_ACCESS } else { &device.access };
+        let access = if device.access.is_empty() {
+            ALL_ACCESS
+        } else {
+            &device.access
+        };
         devices.push((plan::device(&field, device)?, access.to_owned()));
     }
-    if request.security.as_ref().is_some_and(|security| security.privileged) {
+    if request
+        .security
+        .as_ref()
+        .is_some_and(|security| security.privileged)
+    {
         let named: Vec<String> = devices.iter().map(|(node, _)| node.path.clone()).collect();
-        let others = lifecycle::all_devices().into_iter().filter(|node| !named.contains(&node.path));
+        let others = lifecycle::all_devices()
+            .into_iter()
+            .filter(|node| !named.contains(&node.path));
         devices.extend(others.map(|node| (node, ALL_ACCESS.to_owned())));
     }
     Ok(devices)
@@ -280,7 +310,8 @@ impl Built {
         });
         pod.containers.created(container.clone());
         pod.tasks.spawn(async move { stdio.pump(outputs).await });
-        pod.tasks.spawn(await_init(pod.clone(), container.clone(), child.ended, told));
+        pod.tasks
+            .spawn(await_init(pod.clone(), container.clone(), child.ended, told));
         container
     }
 }
@@ -318,7 +349,9 @@ impl HostContainer {
     /// `WrongState`, and what the runtime answers: the container has then exited.
     pub(super) async fn start(&self, pod: &HostPod) -> Result<u64, Failure> {
         lock(&self.state).start(&self.id)?;
-        pod.runtime.release(&pod.reaper, &self.id, &self.places.bundle).await?;
+        pod.runtime
+            .release(&pod.reaper, &self.id, &self.places.bundle)
+            .await?;
         let started_at_ns = clock::realtime_ns();
         lock(&self.state).started(started_at_ns);
         Ok(started_at_ns)

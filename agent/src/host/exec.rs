@@ -31,7 +31,10 @@ impl HostContainer {
     }
 
     async fn start_exec(&self, pod: &HostPod, request: &ExecRequest) -> Result<Arc<Process>, Failure> {
-        let wanted = request.process.as_ref().ok_or_else(|| Failure::invalid("process: missing"))?;
+        let wanted = request
+            .process
+            .as_ref()
+            .ok_or_else(|| Failure::invalid("process: missing"))?;
         let order = plan::process(wanted, Security::default())?;
         let user = resolve(&self.places.rootfs, &order.user)?;
         let process = bundle::process(wanted, &self.security, &self.labels, &user)?;
@@ -39,10 +42,17 @@ impl HostContainer {
         let file = files.join("process.json");
         fs::create_dir_all(&files)
             .and_then(|()| fs::write(&file, serde_json::to_vec(&process)?))
-            .context(ErrorCode::System, || "write the process's configuration".to_owned())?;
+            .context(ErrorCode::System, || {
+                "write the process's configuration".to_owned()
+            })?;
         let start = Start {
             verb: "exec",
-            arguments: &[OsStr::new("--detach"), OsStr::new("--process"), file.as_os_str(), OsStr::new(self.id())],
+            arguments: &[
+                OsStr::new("--detach"),
+                OsStr::new("--process"),
+                file.as_os_str(),
+                OsStr::new(self.id()),
+            ],
             files: &files,
             terminal: order.terminal,
             stdin: wanted.stdin,

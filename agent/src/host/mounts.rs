@@ -76,10 +76,7 @@ fn propagation(host: &HostSource) -> &'static str {
 ///
 /// # Errors
 /// `InvalidArgument` naming the field of a mount whose file system cannot do it.
-pub(super) fn root_propagation(
-    mounts: &[Mount],
-    mountinfo: &str,
-) -> Result<Option<&'static str>, Failure> {
+pub(super) fn root_propagation(mounts: &[Mount], mountinfo: &str) -> Result<Option<&'static str>, Failure> {
     let mut most = None;
     for (index, mount) in mounts.iter().enumerate() {
         let Some(Source::Host(host)) = &mount.source else {
@@ -111,7 +108,10 @@ fn is_shared(path: &Path, mountinfo: &str) -> bool {
         let Some(point) = fields.next().map(unescape) else {
             continue;
         };
-        let shared = fields.skip(1).take_while(|field| *field != "-").any(|field| field.starts_with("shared:"));
+        let shared = fields
+            .skip(1)
+            .take_while(|field| *field != "-")
+            .any(|field| field.starts_with("shared:"));
         if path.starts_with(&point) && point.len() >= best.0 {
             best = (point.len(), shared);
         }
@@ -121,7 +121,10 @@ fn is_shared(path: &Path, mountinfo: &str) -> bool {
 
 /// Blanks in mount points are octal.
 fn unescape(point: &str) -> String {
-    point.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+    point
+        .replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\134", "\\")
 }
 
 fn standard_options(
@@ -151,7 +154,9 @@ fn pod_file(field: &str, sandbox: &SandboxSource, places: &Places) -> Result<Pat
         name @ ("resolv.conf" | "hosts" | "hostname" | "machine-id") => {
             Ok(places.directory.join(SANDBOX_FILES).join(name))
         }
-        other => Err(Failure::invalid(format!("{field}.sandbox.name: there is no {other:?}"))),
+        other => Err(Failure::invalid(format!(
+            "{field}.sandbox.name: there is no {other:?}"
+        ))),
     }
 }
 
@@ -207,8 +212,19 @@ mod tests {
             recursive_read_only: true,
             ..asked
         };
-        assert!(mount("m", &recursive, &places(false)).unwrap()["options"].to_string().contains("rro"));
-        assert!(mount("mounts[0]", &host("relative", Propagation::Private), &places(false)).is_err());
+        assert!(
+            mount("m", &recursive, &places(false)).unwrap()["options"]
+                .to_string()
+                .contains("rro")
+        );
+        assert!(
+            mount(
+                "mounts[0]",
+                &host("relative", Propagation::Private),
+                &places(false)
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -218,14 +234,21 @@ mod tests {
             let devices = ["/dev", "/dev/pts"].contains(&asked.destination.as_str());
             assert_eq!(made["options"].to_string().contains("nodev"), !devices, "{made}");
         }
-        let shm = mount_plan::complete(&[], false).into_iter().find(|mount| mount.destination == "/dev/shm").unwrap();
+        let shm = mount_plan::complete(&[], false)
+            .into_iter()
+            .find(|mount| mount.destination == "/dev/shm")
+            .unwrap();
         assert_eq!(mount("m", &shm, &places(true)).unwrap()["source"], "/dev/shm");
-        assert_eq!(mount("m", &shm, &places(false)).unwrap()["source"], "/run/pod/shm");
+        assert_eq!(
+            mount("m", &shm, &places(false)).unwrap()["source"],
+            "/run/pod/shm"
+        );
     }
 
     #[test]
     fn a_shared_mount_needs_a_shared_file_system() {
-        let mountinfo = "22 1 8:1 / / rw - ext4 /dev/a rw\n30 22 8:2 / /srv/a\\040b rw shared:7 - ext4 /dev/b rw\n";
+        let mountinfo =
+            "22 1 8:1 / / rw - ext4 /dev/a rw\n30 22 8:2 / /srv/a\\040b rw shared:7 - ext4 /dev/b rw\n";
         let ask = |path: &str, propagation| root_propagation(&[host(path, propagation)], mountinfo);
         assert_eq!(ask("/srv/a b/c", Propagation::Shared), Ok(Some("rshared")));
         assert_eq!(ask("/srv", Propagation::Slave), Ok(Some("rslave")));

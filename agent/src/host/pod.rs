@@ -53,19 +53,22 @@ impl HostPod {
     /// # Errors
     /// `System` and `Cgroup`.
     pub(super) fn new(config: HostConfig) -> Result<Self, Failure> {
-        let directory = std::env::current_dir()
-            .context(ErrorCode::System, || "find the pod's directory".to_owned())?;
+        let directory =
+            std::env::current_dir().context(ErrorCode::System, || "find the pod's directory".to_owned())?;
         for name in [rootfs::LAYERS, ROOTFS, BUNDLES, RUNTIME_ROOT, SANDBOX_FILES] {
             let path = directory.join(name);
-            fs::create_dir_all(&path)
-                .context(ErrorCode::System, || format!("create {}", path.display()))?;
+            fs::create_dir_all(&path).context(ErrorCode::System, || format!("create {}", path.display()))?;
         }
         let cgroup = match &config.cgroup {
             Some(cgroup) => Some(PodCgroup::create(&cgroup.directory)?),
             None => None,
         };
         Ok(Self {
-            runtime: Runtime::new(config.runtime.clone(), directory.join(RUNTIME_ROOT), cgroup.is_some()),
+            runtime: Runtime::new(
+                config.runtime.clone(),
+                directory.join(RUNTIME_ROOT),
+                cgroup.is_some(),
+            ),
             reaper: Reaper::default(),
             layers: Layers::default(),
             containers: Registry::default(),
@@ -93,7 +96,9 @@ impl HostPod {
             ("routes", !request.routes.is_empty()),
         ] {
             if given {
-                return Err(Failure::invalid(format!("{field}: it is the host's, not the pod's")));
+                return Err(Failure::invalid(format!(
+                    "{field}: it is the host's, not the pod's"
+                )));
             }
         }
         let mut configured = self.configured.lock().await;
@@ -115,11 +120,14 @@ impl HostPod {
         }
         sysctl::apply("/proc".as_ref(), &request.sysctls)?;
         let files = self.directory.join(SANDBOX_FILES);
-        let written = files::write(&files, &request).and_then(|()| match own_network {
-            true => Ok(()),
-            false => fs::copy("/etc/hosts", files.join("hosts")).map(drop),
-        });
-        written.context(ErrorCode::System, || "write DNS files".to_owned())?;
+        let of_host = |wanted: bool, name: &str| match wanted {
+            true => fs::copy(format!("/etc/{name}"), files.join(name)).map(drop),
+            false => Ok(()),
+        };
+        files::write(&files, &request)
+            .and_then(|()| of_host(!own_network, "hosts"))
+            .and_then(|()| of_host(request.dns.is_none(), "resolv.conf"))
+            .context(ErrorCode::System, || "write DNS files".to_owned())?;
         if !self.config.host_ipc {
             let options = sandbox::shm_options(request.shm_size_bytes);
             sandbox::mount_tmpfs_once(
@@ -137,7 +145,10 @@ impl HostPod {
     pub(super) async fn check_configured(&self) -> Result<(), Failure> {
         match *self.configured.lock().await {
             Some(_) => Ok(()),
-            None => Err(Failure::new(ErrorCode::WrongState, "the sandbox is not configured yet")),
+            None => Err(Failure::new(
+                ErrorCode::WrongState,
+                "the sandbox is not configured yet",
+            )),
         }
     }
 
@@ -146,7 +157,10 @@ impl HostPod {
     /// # Errors
     /// When its PID 1 cannot be started.
     pub(super) async fn pid_namespace(&self) -> Result<PathBuf, Failure> {
-        let holder = self.pid_namespace.holder(&self.reaper, self.executable.as_fd()).await?;
+        let holder = self
+            .pid_namespace
+            .holder(&self.reaper, self.executable.as_fd())
+            .await?;
         Ok(namespace_of(holder.pid))
     }
 

@@ -42,7 +42,10 @@ impl Layers {
         for (index, layer) in layers.iter().enumerate() {
             let file = PathBuf::from(&layer.host_path);
             if !file.is_absolute() {
-                let text = format!("layers[{index}].host_path: {:?} is no absolute path", layer.host_path);
+                let text = format!(
+                    "layers[{index}].host_path: {:?} is no absolute path",
+                    layer.host_path
+                );
                 return Err(Failure::invalid(text));
             }
             if let Some(target) = mounted.get(&file) {
@@ -51,7 +54,8 @@ impl Layers {
             }
             // Short, because an overlay's options have to fit into a page.
             let target = Path::new(LAYERS).join(mounted.len().to_string());
-            mount_layer(&file, &target).context(ErrorCode::Mount, || format!("mount layer {}", file.display()))?;
+            mount_layer(&file, &target)
+                .context(ErrorCode::Mount, || format!("mount layer {}", file.display()))?;
             mounted.insert(file, target.clone());
             targets.push(target);
         }
@@ -89,7 +93,11 @@ pub(super) fn mount_overlay(layers: &[PathBuf], writable: &Path, target: &Path) 
         }
         // The root directory of a container is everybody's to read, whatever the umask of this process.
         fs::set_permissions(&upper, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let lower: Vec<String> = layers.iter().rev().map(|layer| layer.display().to_string()).collect();
+        let lower: Vec<String> = layers
+            .iter()
+            .rev()
+            .map(|layer| layer.display().to_string())
+            .collect();
         let options = format!(
             "lowerdir={},upperdir={},workdir={}",
             lower.join(":"),
@@ -97,9 +105,17 @@ pub(super) fn mount_overlay(layers: &[PathBuf], writable: &Path, target: &Path) 
             work.display()
         );
         let options = CString::new(options)?;
-        Ok(mount("overlay", target, "overlay", MountFlags::empty(), options.as_c_str())?)
+        Ok(mount(
+            "overlay",
+            target,
+            "overlay",
+            MountFlags::empty(),
+            options.as_c_str(),
+        )?)
     };
-    mount_it().context(ErrorCode::Mount, || format!("mount an overlay on {}", target.display()))
+    mount_it().context(ErrorCode::Mount, || {
+        format!("mount an overlay on {}", target.display())
+    })
 }
 
 /// Lazily: a process that looks around in it must not keep the pod from ending.

@@ -81,7 +81,10 @@ impl Runtime {
         let pid_file = start.files.join("pid");
         let pipes = create::pipes_unless(start.terminal.is_some(), start.stdin)?;
         let console = match start.terminal {
-            Some(size) => Some((Console::listen(self.terminals.fetch_add(1, Ordering::Relaxed))?, size)),
+            Some(size) => Some((
+                Console::listen(self.terminals.fetch_add(1, Ordering::Relaxed))?,
+                size,
+            )),
             None => None,
         };
         let mut arguments: Vec<OsString> = vec!["--pid-file".into(), pid_file.clone().into()];
@@ -91,7 +94,8 @@ impl Runtime {
         arguments.extend(start.arguments.iter().map(|&argument| argument.to_owned()));
         let (ours, theirs) = pipes.unzip();
         let expecting = reaper.expect();
-        self.call(reaper, start.verb, &arguments, start.files, theirs).await?;
+        self.call(reaper, start.verb, &arguments, start.files, theirs)
+            .await?;
         let pid = fs::read_to_string(&pid_file)
             .and_then(|text| text.trim().parse().map_err(io::Error::other))
             .context(ErrorCode::System, || format!("read {}", pid_file.display()))?;
@@ -163,22 +167,33 @@ impl Runtime {
                 command.stdin(stdin).stdout(stdout).stderr(stderr);
             }
             None => {
-                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                command
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null());
             }
         }
         let what = || format!("start {}", self.program.display());
-        let child = reaper.spawn_program(&mut command).context(ErrorCode::System, what)?;
+        let child = reaper
+            .spawn_program(&mut command)
+            .context(ErrorCode::System, what)?;
         // It holds the container's ends of the pipes, which must be the container's alone.
         drop(command);
         let Ok(ended) = tokio::time::timeout(CALL_WITHIN, child.ended).await else {
             sys::signal::send(&child.pidfd, libc::SIGKILL).ok();
-            let text = format!("{} {verb} did not end within {CALL_WITHIN:?}", self.program.display());
+            let text = format!(
+                "{} {verb} did not end within {CALL_WITHIN:?}",
+                self.program.display()
+            );
             return Err(Failure::new(ErrorCode::System, text));
         };
         match ended {
             Ok(ended) if ended.code == 0 => Ok(()),
             Ok(ended) => Err(refusal(verb, ended.code, &last_words(&log))),
-            Err(_) => Err(Failure::new(ErrorCode::System, "the shim lost track of the OCI runtime")),
+            Err(_) => Err(Failure::new(
+                ErrorCode::System,
+                "the shim lost track of the OCI runtime",
+            )),
         }
     }
 }
@@ -193,7 +208,11 @@ struct Line {
 /// What the runtime said last.
 fn last_words(log: &Path) -> String {
     let bytes = fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(bytes.get(bytes.len().saturating_sub(MAX_LOG)..).unwrap_or_default());
+    let text = String::from_utf8_lossy(
+        bytes
+            .get(bytes.len().saturating_sub(MAX_LOG)..)
+            .unwrap_or_default(),
+    );
     let Some(last) = text.lines().rfind(|line| !line.trim().is_empty()) else {
         return String::new();
     };
@@ -214,11 +233,9 @@ fn refusal(verb: &str, code: i32, words: &str) -> Failure {
     ];
     let errno = errors.iter().find(|(text, _)| words.contains(text));
     match errno {
-        Some((_, errno)) if about_program.iter().any(|text| words.contains(text)) => Failure::from_io(
-            ErrorCode::Exec,
-            words,
-            &io::Error::from_raw_os_error(*errno),
-        ),
+        Some((_, errno)) if about_program.iter().any(|text| words.contains(text)) => {
+            Failure::from_io(ErrorCode::Exec, words, &io::Error::from_raw_os_error(*errno))
+        }
         _ => Failure::new(
             ErrorCode::System,
             format!("the OCI runtime's {verb} failed with code {code}: {words}"),
@@ -237,7 +254,9 @@ impl Console {
     fn listen(number: u64) -> Result<Self, Failure> {
         let name = format!("tty-{number}.sock");
         let what = || format!("listen on {name}");
-        let path = std::env::current_dir().context(ErrorCode::System, what)?.join(&name);
+        let path = std::env::current_dir()
+            .context(ErrorCode::System, what)?
+            .join(&name);
         let listener = UnixListener::bind(&name).context(ErrorCode::System, what)?;
         Ok(Self { path, listener })
     }
@@ -294,13 +313,20 @@ mod tests {
     #[test]
     fn a_program_that_cannot_be_executed_is_told_from_other_failures() {
         for (words, errno) in [
-            ("executable file `nope` not found in $PATH: No such file or directory", libc::ENOENT),
+            (
+                "executable file `nope` not found in $PATH: No such file or directory",
+                libc::ENOENT,
+            ),
             ("open executable: Permission denied", libc::EACCES),
             ("exec: \"nope\": executable file not found in $PATH", libc::ENOENT),
             ("exec /bin/text: exec format error", libc::ENOEXEC),
         ] {
             let failure = refusal("create", 1, words);
-            assert_eq!((failure.code(), failure.errno()), (ErrorCode::Exec, errno), "{words}");
+            assert_eq!(
+                (failure.code(), failure.errno()),
+                (ErrorCode::Exec, errno),
+                "{words}"
+            );
         }
         let other = refusal("create", 1, "open `/sys/fs/cgroup/x`: No such file or directory");
         assert_eq!(other.code(), ErrorCode::System);
@@ -310,7 +336,11 @@ mod tests {
     fn the_last_line_of_the_log_is_what_went_wrong() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
-        fs::write(&log, "{\"msg\":\"first\"}\n{\"msg\":\"last\",\"level\":\"error\"}\n\n").unwrap();
+        fs::write(
+            &log,
+            "{\"msg\":\"first\"}\n{\"msg\":\"last\",\"level\":\"error\"}\n\n",
+        )
+        .unwrap();
         assert_eq!(last_words(&log), "last");
         fs::write(&log, "no JSON").unwrap();
         assert_eq!(last_words(&log), "no JSON");

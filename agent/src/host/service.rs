@@ -77,7 +77,8 @@ impl Agent for Service {
         let pod = self.pod.clone();
         let request = request.into_inner();
         let id = request.container_id.clone();
-        self.whole(&id, async move { container::create(&pod, request).await }).await
+        self.whole(&id, async move { container::create(&pod, request).await })
+            .await
     }
 
     async fn start_container(
@@ -129,7 +130,10 @@ impl Agent for Service {
         let id = request.container_id.clone();
         let call = async move {
             let container = pod.containers.get(&request.container_id)?;
-            container.execs.remove(&request.container_id, &request.exec_id).await?;
+            container
+                .execs
+                .remove(&request.container_id, &request.exec_id)
+                .await?;
             Ok(wire::RemoveExecResponse {})
         };
         self.whole(&id, call).await
@@ -160,7 +164,10 @@ impl Agent for Service {
         let container = self.pod.containers.get(&request.container_id);
         let process = container.and_then(|container| container.process(&request.exec_id));
         let done = process.and_then(|process| process.resize(request.size.unwrap_or_default()));
-        answer(&request.container_id, done.map(|()| wire::ResizeTerminalResponse {}))
+        answer(
+            &request.container_id,
+            done.map(|()| wire::ResizeTerminalResponse {}),
+        )
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<wire::WatchEvent, Status>> + Send>>;
@@ -181,7 +188,10 @@ impl Agent for Service {
         let container = self.pod.containers.get(&request.container_id);
         let done = container
             .and_then(|container| container::limit(container.cgroup.as_ref(), request.resources.as_ref()));
-        answer(&request.container_id, done.map(|()| wire::UpdateContainerResponse {}))
+        answer(
+            &request.container_id,
+            done.map(|()| wire::UpdateContainerResponse {}),
+        )
     }
 
     async fn stats(&self, request: Request<wire::StatsRequest>) -> Answer<wire::StatsResponse> {

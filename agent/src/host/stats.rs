@@ -25,7 +25,10 @@ pub(super) async fn stats(pod: &HostPod, container_id: &str) -> Result<StatsResp
         ..StatsResponse::default()
     };
     if everything {
-        response.sandbox = pod.cgroup.as_ref().map(|cgroup| cgroup::stats::read(cgroup.path()));
+        response.sandbox = pod
+            .cgroup
+            .as_ref()
+            .map(|cgroup| cgroup::stats::read(cgroup.path()));
         // The node's interfaces are not the pod's.
         if pod.config.network.is_some() {
             response.interfaces = interfaces("/proc".as_ref());
@@ -34,7 +37,9 @@ pub(super) async fn stats(pod: &HostPod, container_id: &str) -> Result<StatsResp
     for container in containers {
         let upper = container.places.upper();
         let cgroup = container.cgroup.as_ref().map(Cgroup::path);
-        response.containers.push(measure(container.id(), upper, cgroup).await?);
+        response
+            .containers
+            .push(measure(container.id(), upper, cgroup).await?);
     }
     Ok(response)
 }

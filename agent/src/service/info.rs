@@ -16,9 +16,7 @@ pub(crate) fn info(proc: &Path, sysfs: &Path) -> InfoResponse {
         kernel_release: read("sys/kernel/osrelease").trim().to_owned(),
         boot_id: read("sys/kernel/random/boot_id").trim().to_owned(),
         memory_total_bytes: memory_total(&read("meminfo")),
-        cpus_online: online(
-            &fs::read_to_string(sysfs.join("devices/system/cpu/online")).unwrap_or_default(),
-        ),
+        cpus_online: online(&fs::read_to_string(sysfs.join("devices/system/cpu/online")).unwrap_or_default()),
     }
 }
 

@@ -63,7 +63,10 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Agent for Service {
     async fn info(&self, _: Request<wire::InfoRequest>) -> Answer<wire::InfoResponse> {
-        Ok(Response::new(info::info(&self.pod.settings.proc, &self.pod.settings.sysfs)))
+        Ok(Response::new(info::info(
+            &self.pod.settings.proc,
+            &self.pod.settings.sysfs,
+        )))
     }
 
     async fn configure_sandbox(

@@ -47,7 +47,9 @@ pub(crate) fn attach_read_only(file: File) -> io::Result<LoopDevice> {
     let control = File::options().read(true).write(true).open("/dev/loop-control")?;
     for _ in 0..TRIES {
         // SAFETY: LOOP_CTL_GET_FREE takes no argument; the descriptor is open.
-        let free = checked(i64::from(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) }))?;
+        let free = checked(i64::from(unsafe {
+            libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE)
+        }))?;
         let path = PathBuf::from(format!("/dev/loop{free}"));
         let device = File::open(&path)?;
         let config = LoopConfig {
@@ -66,7 +68,12 @@ pub(crate) fn attach_read_only(file: File) -> io::Result<LoopDevice> {
         // the kernel takes a reference of its own to the file.
         let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
         match checked(i64::from(result)) {
-            Ok(_) => return Ok(LoopDevice { path, _device: device }),
+            Ok(_) => {
+                return Ok(LoopDevice {
+                    path,
+                    _device: device,
+                });
+            }
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => return Err(error),
         }

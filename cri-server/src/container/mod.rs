@@ -6,6 +6,7 @@
 mod capabilities;
 pub(crate) mod exec;
 mod files;
+pub(crate) mod host_spec;
 mod seccomp;
 pub(crate) mod signal;
 pub(crate) mod spec;

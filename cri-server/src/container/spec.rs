@@ -49,6 +49,36 @@ pub(crate) async fn plan(
     refuse_unsupported(config)?;
     let linux = config.linux.clone().unwrap_or_default();
     let security = linux.security_context.clone().unwrap_or_default();
+    let common = common(container_id, config, image, defaults).await?;
+    let termination_log_path = termination_log(config);
+    let (mounts, termination_log) = mounts(config, &termination_log_path, defaults).await?;
+    let request = agent::CreateContainerRequest {
+        mounts,
+        namespaces: Some(namespaces(&security)?),
+        resources: Some(resources(linux.resources.as_ref())?),
+        termination_log_path: if termination_log.is_some() {
+            termination_log_path
+        } else {
+            String::new()
+        },
+        ..common
+    };
+    Ok(ContainerPlan {
+        request,
+        termination_log,
+        log_path: log_path(sandbox, config)?,
+    })
+}
+
+/// What a container of either kind of pod is: its process, what confines it, its root.
+pub(super) async fn common(
+    container_id: &str,
+    config: &cri::ContainerConfig,
+    image: &RunConfig,
+    defaults: &ContainerDefaults,
+) -> Result<agent::CreateContainerRequest, RequestError> {
+    let linux = config.linux.clone().unwrap_or_default();
+    let security = linux.security_context.unwrap_or_default();
     let capabilities = capabilities::sets(security.capabilities.as_ref(), security.privileged)?;
     let confinement = if security.privileged {
         Vec::new()
@@ -56,25 +86,19 @@ pub(crate) async fn plan(
         let wish = security.seccomp.as_ref();
         seccomp::profile("linux.security_context.seccomp", wish, &capabilities.bounding).await?
     };
-    let termination_log_path = termination_log(config);
-    let (mounts, termination_log) = mounts(config, &termination_log_path, defaults).await?;
     let (masked_paths, read_only_paths) = if security.privileged {
         Default::default()
     } else {
         (security.masked_paths.clone(), security.readonly_paths.clone())
     };
-    let request = agent::CreateContainerRequest {
+    Ok(agent::CreateContainerRequest {
         container_id: container_id.to_owned(),
-        layers: Vec::new(),
         read_only_rootfs: security.readonly_rootfs,
-        mounts,
         process: Some(agent::Process {
             args: command(config, image)?,
             stdin: config.stdin,
             ..process(config, image, defaults)?
         }),
-        namespaces: Some(namespaces(&security)?),
-        resources: Some(resources(linux.resources.as_ref())?),
         security: Some(agent::Security {
             capabilities: Some(capabilities),
             no_new_privileges: security.no_new_privs,
@@ -83,18 +107,7 @@ pub(crate) async fn plan(
             read_only_paths,
             privileged: security.privileged,
         }),
-        devices: Vec::new(),
-        sysctls: Default::default(),
-        termination_log_path: if termination_log.is_some() {
-            termination_log_path
-        } else {
-            String::new()
-        },
-    };
-    Ok(ContainerPlan {
-        request,
-        termination_log,
-        log_path: log_path(sandbox, config)?,
+        ..agent::CreateContainerRequest::default()
     })
 }
 
@@ -251,12 +264,17 @@ pub(crate) fn refuse_host_namespaces(field: &str, wish: &cri::NamespaceOption) -
             "NODE: a pod in a virtual machine cannot share a namespace of the host",
         ));
     }
+    refuse_user_namespace(field, wish)
+}
+
+/// Neither kind of pod has them yet.
+pub(crate) fn refuse_user_namespace(field: &str, wish: &cri::NamespaceOption) -> Result<(), RequestError> {
     if let Some(users) = &wish.userns_options
         && users.mode() != NamespaceMode::Node
     {
         return Err(RequestError::unsupported(
             format!("{field}.userns_options"),
-            "user namespaces inside the guest",
+            "user namespaces of pods",
         ));
     }
     Ok(())
@@ -325,23 +343,7 @@ async fn mounts(
     termination_log: &str,
     defaults: &ContainerDefaults,
 ) -> Result<(Vec<agent::Mount>, Option<PathBuf>), RequestError> {
-    let mut mounts: Vec<agent::Mount> = ["resolv.conf", "hosts", "hostname"]
-        .into_iter()
-        .filter(|name| {
-            let destination = format!("/etc/{name}");
-            !config
-                .mounts
-                .iter()
-                .any(|mount| mount.container_path == destination)
-        })
-        .map(|name| agent::Mount {
-            destination: format!("/etc/{name}"),
-            source: Some(agent::mount::Source::Sandbox(agent::SandboxSource {
-                name: name.to_owned(),
-            })),
-            ..agent::Mount::default()
-        })
-        .collect();
+    let mut mounts = sandbox_files(config);
     let mut budget = Budget::new(defaults);
     let mut termination_file = None;
     for (index, mount) in config.mounts.iter().enumerate() {
@@ -373,7 +375,48 @@ async fn mounts(
     Ok((mounts, termination_file))
 }
 
+/// The pod's own files, where the container mounts nothing else.
+pub(super) fn sandbox_files(config: &cri::ContainerConfig) -> Vec<agent::Mount> {
+    ["resolv.conf", "hosts", "hostname"]
+        .into_iter()
+        .filter(|name| {
+            let destination = format!("/etc/{name}");
+            !config
+                .mounts
+                .iter()
+                .any(|mount| mount.container_path == destination)
+        })
+        .map(|name| agent::Mount {
+            destination: format!("/etc/{name}"),
+            source: Some(agent::mount::Source::Sandbox(agent::SandboxSource {
+                name: name.to_owned(),
+            })),
+            ..agent::Mount::default()
+        })
+        .collect()
+}
+
 fn check_mount(index: usize, mount: &cri::Mount, is_termination_log: bool) -> Result<(), RequestError> {
+    check_mount_common(index, mount)?;
+    let field = |name: &str| format!("mounts[{index}].{name}");
+    if mount.propagation() != cri::MountPropagation::PropagationPrivate {
+        let reason = "mounts do not propagate between host and guest";
+        return Err(RequestError::unsupported(field("propagation"), reason));
+    }
+    // selinux_relabel: labels of host files mean nothing in the guest, which has no SELinux; kubelet sets it always.
+    let own_copy = is_termination_log || OWN_COPIES.contains(&mount.container_path.as_str());
+    if !mount.readonly && !own_copy {
+        let reason = format!(
+            "{} is writable, and directories of the host are not shared with the guest yet",
+            mount.host_path
+        );
+        return Err(RequestError::unsupported(field("host_path"), reason));
+    }
+    Ok(())
+}
+
+/// What holds for mounts of either kind of pod.
+pub(super) fn check_mount_common(index: usize, mount: &cri::Mount) -> Result<(), RequestError> {
     let field = |name: &str| format!("mounts[{index}].{name}");
     if !mount.container_path.starts_with('/') {
         return Err(RequestError::invalid(field("container_path"), "no absolute path"));
@@ -387,10 +430,6 @@ fn check_mount(index: usize, mount: &cri::Mount, is_termination_log: bool) -> Re
     if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
         return Err(RequestError::unsupported(field("image"), "image volumes"));
     }
-    if mount.propagation() != cri::MountPropagation::PropagationPrivate {
-        let reason = "mounts do not propagate between host and guest";
-        return Err(RequestError::unsupported(field("propagation"), reason));
-    }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         return Err(RequestError::unsupported(
             field("uidMappings"),
@@ -400,22 +439,13 @@ fn check_mount(index: usize, mount: &cri::Mount, is_termination_log: bool) -> Re
     if !mount.mount_options.is_empty() {
         return Err(RequestError::unsupported(field("mount_options"), "mount options"));
     }
-    // selinux_relabel: labels of host files mean nothing in the guest, which has no SELinux; kubelet sets it always.
-    let own_copy = is_termination_log || OWN_COPIES.contains(&mount.container_path.as_str());
-    if !mount.readonly && !own_copy {
-        let reason = format!(
-            "{} is writable, and directories of the host are not shared with the guest yet",
-            mount.host_path
-        );
-        return Err(RequestError::unsupported(field("host_path"), reason));
-    }
     if !mount.host_path.starts_with('/') {
         return Err(RequestError::invalid(field("host_path"), "no absolute path"));
     }
     Ok(())
 }
 
-fn log_path(
+pub(super) fn log_path(
     sandbox: &cri::PodSandboxConfig,
     config: &cri::ContainerConfig,
 ) -> Result<Option<PathBuf>, RequestError> {

@@ -116,6 +116,14 @@ impl Network for FakeNetwork {
         })
     }
 
+    async fn prepare_plain(&self, sandbox_id: &str) -> Result<PathBuf, NetworkError> {
+        Ok(self.prepare(sandbox_id).await?.namespace)
+    }
+
+    async fn attach_plain(&self, pod: &PodNetwork) -> Result<Attachment, NetworkError> {
+        self.attach(pod).await
+    }
+
     async fn detach(&self, sandbox_id: &str) -> Result<(), NetworkError> {
         let behaviour = self.state().detach;
         self.act(behaviour, "DEL").await?;

@@ -19,12 +19,13 @@ use super::{
 use crate::{
     clock::now_ns,
     container::{
-        signal,
+        host_spec, signal,
         spec::{self, ContainerPlan},
         state::{Answer, Ask, ContainerState, Exited, WrongState, decide},
     },
     failpoint,
     guest::{Created, Exit, GuestError, GuestEvent, Phase},
+    host::Kind,
     image::Image,
     stdio::{ContainerLog, LogSpec, ProcessId},
     store::ContainerRecord,
@@ -126,7 +127,11 @@ impl Driver {
         })?;
         let id = new_id()?;
         let pod = self.request.config.clone().unwrap_or_default();
-        let plan = spec::plan(&id, &config, &pod, &image.config, &self.node.config.container).await?;
+        let defaults = &self.node.config.container;
+        let plan = match self.plan.kind {
+            Kind::Machine => spec::plan(&id, &config, &pod, &image.config, defaults).await?,
+            Kind::Host(host) => host_spec::plan(&id, &config, &pod, &image.config, defaults, host).await?,
+        };
         let record = ContainerRecord {
             id: id.clone(),
             sandbox_id: self.record.id.clone(),

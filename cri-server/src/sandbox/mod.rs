@@ -17,6 +17,7 @@ mod quantity;
 mod recover;
 mod run;
 mod start;
+mod start_host;
 mod state;
 mod stop;
 mod timings;

@@ -5,6 +5,7 @@
 
 mod exec;
 mod failure;
+mod host_pod;
 mod idempotence;
 mod pod_lifecycle;
 mod recovery;

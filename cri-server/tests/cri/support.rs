@@ -8,7 +8,7 @@ use cri_server::{
     config::Config,
     guest::fake::{FakeHost, FakeLauncher},
     image::testing::{TarBuilder, TestImage, TestRegistry},
-    machine::{AdoptError, LaunchError, LaunchSpec, Launcher, Layout, Process},
+    machine::{AdoptError, LaunchError, LaunchSpec, Launcher, Layout, Process, ShimSpec},
     network::fake::FakeNetwork,
 };
 use hyper_util::rt::TokioIo;
@@ -42,6 +42,7 @@ pub(crate) struct TestNode {
     pub(crate) image: String,
     pub(crate) runtime: RuntimeServiceClient<Channel>,
     pub(crate) images: ImageServiceClient<Channel>,
+    config: Config,
     daemon: Option<Daemon>,
 }
 
@@ -76,6 +77,12 @@ impl Launcher for OutlivingLauncher {
         launched.await.expect("the fake launcher panicked")
     }
 
+    async fn launch_shim(&self, spec: ShimSpec) -> Result<Process, LaunchError> {
+        let fake = self.fake.clone();
+        let launched = self.runtime.spawn(async move { fake.launch_shim(spec).await });
+        launched.await.expect("the fake launcher panicked")
+    }
+
     async fn adopt(&self, layout: &Layout) -> Result<Process, AdoptError> {
         self.fake.adopt(layout).await
     }
@@ -84,6 +91,11 @@ impl Launcher for OutlivingLauncher {
 impl TestNode {
     /// A node with a daemon that serves, and an image that is pulled.
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// The same with another configuration.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::Builder::new().prefix("cp").tempdir_in("/tmp").unwrap();
         let host = FakeHost::new();
         let network = Arc::new(FakeNetwork::new());
@@ -94,7 +106,10 @@ impl TestNode {
             .finish();
         registry.push("test/shell", "1", &TestImage::of_layer(&tar));
         let image = format!("{}/test/shell:1", registry.host());
-        let daemon = Daemon::start(&directory, &host, &network).await;
+        let mut config = config(&directory);
+        change(&mut config);
+        let config = config.validated().unwrap();
+        let daemon = Daemon::start(&config, &host, &network).await;
         let channel = connect(&socket(&directory)).await;
         let mut node = Self {
             directory,
@@ -104,6 +119,7 @@ impl TestNode {
             image,
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(16 << 20),
             images: ImageServiceClient::new(channel),
+            config,
             daemon: Some(daemon),
         };
         node.recovered().await;
@@ -134,7 +150,7 @@ impl TestNode {
     }
 
     pub(crate) async fn start_daemon(&mut self) {
-        self.daemon = Some(Daemon::start(&self.directory, &self.host, &self.network).await);
+        self.daemon = Some(Daemon::start(&self.config, &self.host, &self.network).await);
         let channel = connect(&socket(&self.directory)).await;
         self.runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(16 << 20);
         self.images = ImageServiceClient::new(channel);
@@ -356,13 +372,13 @@ impl TestNode {
 }
 
 impl Daemon {
-    async fn start(directory: &TempDir, host: &FakeHost, network: &Arc<FakeNetwork>) -> Self {
+    async fn start(config: &Config, host: &FakeHost, network: &Arc<FakeNetwork>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();
-        let (host, network, config) = (host.clone(), Arc::clone(network), config(directory));
+        let (host, network, config) = (host.clone(), Arc::clone(network), config.clone());
         let outside = Handle::current();
         let (stop, stopped) = oneshot::channel::<()>();
         let served = runtime.spawn(async move {
@@ -423,7 +439,7 @@ fn config(directory: &TempDir) -> Config {
     config.deadlines.shutdown_s = 1;
     config.deadlines.drain_s = 5;
     config.deadlines.stop_s = 5;
-    config.validated().unwrap()
+    config
 }
 
 fn socket(directory: &TempDir) -> PathBuf {
