@@ -8,7 +8,7 @@ use cri_server::{
     config::Config,
     guest::fake::{FakeHost, FakeLauncher},
     image::testing::{TarBuilder, TestImage, TestRegistry},
-    machine::{AdoptError, LaunchError, LaunchSpec, Launcher, Layout, Process, ShimSpec},
+    machine::{AdoptError, LaunchError, LaunchSpec, Launcher, Layout, Process, ShimSpec, VmmLauncher},
     network::fake::FakeNetwork,
 };
 use hyper_util::rt::TokioIo;
@@ -62,11 +62,13 @@ impl Drop for Daemon {
     }
 }
 
-/// Fake Machines run in the test's runtime: they outlive the daemon, as real ones do.
+/// Fake Machines run in the test's runtime: they outlive the daemon, as real ones do. Host pods are real where the test named a
+/// shim.
 #[derive(Debug)]
 struct OutlivingLauncher {
     fake: FakeLauncher,
     runtime: Handle,
+    real: Option<VmmLauncher>,
 }
 
 #[async_trait]
@@ -78,13 +80,19 @@ impl Launcher for OutlivingLauncher {
     }
 
     async fn launch_shim(&self, spec: ShimSpec) -> Result<Process, LaunchError> {
+        if let Some(real) = &self.real {
+            return real.launch_shim(spec).await;
+        }
         let fake = self.fake.clone();
         let launched = self.runtime.spawn(async move { fake.launch_shim(spec).await });
         launched.await.expect("the fake launcher panicked")
     }
 
     async fn adopt(&self, layout: &Layout) -> Result<Process, AdoptError> {
-        self.fake.adopt(layout).await
+        match (self.fake.adopt(layout).await, &self.real) {
+            (Err(AdoptError::NeverStarted { .. }), Some(real)) => real.adopt(layout).await,
+            (adopted, _) => adopted,
+        }
     }
 }
 
@@ -403,10 +411,12 @@ impl Daemon {
 async fn build(config: &Config, host: &FakeHost, network: &Arc<FakeNetwork>, outside: &Handle) -> App {
     let began = Instant::now();
     loop {
+        let shim = config.host_pods.shim.as_ref();
         let drivers = Drivers {
             launcher: Arc::new(OutlivingLauncher {
                 fake: host.launcher(),
                 runtime: outside.clone(),
+                real: shim.map(|shim| VmmLauncher::new(PathBuf::new()).with_shim(shim.clone())),
             }),
             network: Arc::clone(network) as _,
         };
