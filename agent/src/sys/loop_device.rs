@@ -89,4 +89,28 @@ mod tests {
     fn the_structure_has_the_size_of_the_kernels() {
         assert_eq!(size_of::<LoopConfig>(), 304);
     }
+
+    #[test]
+    fn a_file_is_read_through_its_device_and_the_device_goes_with_its_user() {
+        if !rustix::process::getuid().is_root() || !std::path::Path::new("/dev/loop-control").exists() {
+            eprintln!("SKIPPED: a loop device needs root and /dev/loop-control");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        std::fs::write(&path, vec![7; 8192]).unwrap();
+        let device = attach_read_only(File::open(&path).unwrap()).unwrap();
+        assert_eq!(std::fs::read(&device.path).unwrap(), vec![7; 8192]);
+        let name = device.path.file_name().unwrap().to_owned();
+        drop(device);
+        let backing = std::path::Path::new("/sys/block")
+            .join(name)
+            .join("loop/backing_file");
+        // The kernel clears it a moment after the last close.
+        let gone = (0..500).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            !backing.exists()
+        });
+        assert!(gone, "{}", backing.display());
+    }
 }
