@@ -93,7 +93,7 @@ fn a_pod_of_the_hosts_network_runs_and_leaves_nothing() {
         assert_eq!(node.ended(&term).await.exit_code, 0);
         assert_eq!(
             node.log("proxy", "term", 2).await,
-            ["stdout F /dev/pts/0\r", "stdout F typed\r"]
+            ["stdout F /dev/pts/0", "stdout F typed"]
         );
 
         node.end(&pod).await;
