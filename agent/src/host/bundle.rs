@@ -43,7 +43,7 @@ pub(super) struct Parts<'a> {
 ///
 /// # Errors
 /// `InvalidArgument` or `Unsupported`, naming the field.
-pub(super) fn container(request: &wire::CreateContainerRequest, parts: Parts<'_>) -> Result<Spec, Failure> {
+pub(super) fn container(request: &wire::CreateContainerRequest, parts: &Parts<'_>) -> Result<Spec, Failure> {
     let security = request.security.clone().unwrap_or_default();
     let process = request
         .process
@@ -57,10 +57,10 @@ pub(super) fn container(request: &wire::CreateContainerRequest, parts: Parts<'_>
     }
     let labels = request.host_labels.clone().unwrap_or_default();
     let mut linux = Map::new();
-    linux.insert("namespaces".to_owned(), namespaces(&parts, security.privileged));
+    linux.insert("namespaces".to_owned(), namespaces(parts, security.privileged));
     linux.insert(
         "resources".to_owned(),
-        json!({"devices": device_rules(&parts, security.privileged)}),
+        json!({"devices": device_rules(parts, security.privileged)}),
     );
     linux.insert(
         "devices".to_owned(),
@@ -262,7 +262,7 @@ mod tests {
             cgroup: Some(Path::new("kubepods/pod1/clearpod-a/pod/c1")),
             devices: Vec::new(),
         };
-        container(request, parts).map(|spec| serde_json::to_value(spec).unwrap())
+        container(request, &parts).map(|spec| serde_json::to_value(spec).unwrap())
     }
 
     #[test]

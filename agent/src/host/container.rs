@@ -157,7 +157,7 @@ async fn build(
         cgroup: below_root,
         devices: devices(request)?,
     };
-    let spec = bundle::container(request, parts)?;
+    let spec = bundle::container(request, &parts)?;
     fs::create_dir_all(&places.bundle)
         .and_then(|()| fs::write(places.bundle.join("config.json"), serde_json::to_vec(&spec)?))
         .context(ErrorCode::System, || {

@@ -77,7 +77,7 @@ fn mount_layer(file: &Path, target: &Path) -> io::Result<()> {
         Err(Errno::NOTBLK) => {}
         mounted => return Ok(mounted?),
     }
-    let device = loop_device::attach_read_only(fs::File::open(file)?)?;
+    let device = loop_device::attach_read_only(&fs::File::open(file)?)?;
     Ok(mount(&device.path, target, "erofs", flags, None)?)
 }
 

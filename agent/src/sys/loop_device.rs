@@ -43,7 +43,7 @@ pub(crate) struct LoopDevice {
 ///
 /// # Errors
 /// What open(2) and the ioctls answer.
-pub(crate) fn attach_read_only(file: File) -> io::Result<LoopDevice> {
+pub(crate) fn attach_read_only(file: &File) -> io::Result<LoopDevice> {
     let control = File::options().read(true).write(true).open("/dev/loop-control")?;
     for _ in 0..TRIES {
         // SAFETY: LOOP_CTL_GET_FREE takes no argument; the descriptor is open.
@@ -99,7 +99,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image");
         std::fs::write(&path, vec![7; 8192]).unwrap();
-        let device = attach_read_only(File::open(&path).unwrap()).unwrap();
+        let device = attach_read_only(&File::open(&path).unwrap()).unwrap();
         assert_eq!(std::fs::read(&device.path).unwrap(), vec![7; 8192]);
         let name = device.path.file_name().unwrap().to_owned();
         drop(device);
