@@ -87,7 +87,7 @@ async fn a_pod_of_the_hosts_processes_has_a_network_of_its_own() {
     let node = node_with_host_pods().await;
     let wish = pod(&node, "agent", NamespaceMode::Pod, NamespaceMode::Node);
     let id = node.run_pod_with(wish).await.unwrap();
-    assert_eq!(node.network.pods(), [id.clone()]);
+    assert_eq!(node.network.pods(), std::slice::from_ref(&id));
     let status = node.pod_status(&id).await.unwrap().status.unwrap();
     assert_ne!(status.network.unwrap().ip, "");
     node.remove_pod(&id).await.unwrap();

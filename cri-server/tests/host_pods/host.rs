@@ -1,7 +1,6 @@
 //! A node whose host pods are real, and this host as the tests see it.
 
 use std::{
-    io::Write as _,
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     process::Command,
@@ -31,7 +30,7 @@ pub(crate) fn isolated(test: &str, scenario: impl Future<Output = ()>) {
             !required.split(',').any(|need| need == "root"),
             "{test} needs {missing}"
         );
-        writeln!(std::io::stderr(), "SKIPPED {test}: needs {missing}").unwrap();
+        eprintln!("SKIPPED {test}: needs {missing}");
         return;
     }
     build_shim();
@@ -137,11 +136,7 @@ fn runtime(directory: &Path) -> PathBuf {
     if u64::from_str_radix(line.trim(), 16).unwrap() & SYS_RESOURCE != 0 {
         return crun;
     }
-    writeln!(
-        std::io::stderr(),
-        "SKIPPED: device rules of host pods: root has no CAP_SYS_RESOURCE here"
-    )
-    .unwrap();
+    eprintln!("SKIPPED: device rules of host pods: root has no CAP_SYS_RESOURCE here");
     let script = WITHOUT_RULES.replace("CRUN", &crun.display().to_string());
     let path = directory.join("crun");
     std::fs::write(&path, script).unwrap();

@@ -5,6 +5,7 @@
 //! Each test starts itself again in a mount namespace of its own with cgroup v2 at /sys/fs/cgroup, whatever this host has there.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 #[path = "../cri/support.rs"]
 #[expect(
