@@ -228,16 +228,8 @@ impl HostNode {
         let sandbox = self.pod_status(pod).await.unwrap().status.unwrap();
         let pid = sandbox.annotations["pid"].parse::<i32>().unwrap();
         let mut config = self.config(name, script);
-        config.linux = Some(cri::LinuxContainerConfig {
-            security_context: Some(cri::LinuxContainerSecurityContext {
-                namespace_options: Some(namespaces(
-                    NamespaceMode::Node,
-                    NamespaceMode::try_from(pid).unwrap(),
-                )),
-                ..cri::LinuxContainerSecurityContext::default()
-            }),
-            ..cri::LinuxContainerConfig::default()
-        });
+        let pid = NamespaceMode::try_from(pid).unwrap();
+        config.linux = Some(in_namespaces(NamespaceMode::Node, pid));
         self.start_config(pod, config).await
     }
 
@@ -281,6 +273,17 @@ fn namespaces(network: NamespaceMode, pid: NamespaceMode) -> cri::NamespaceOptio
         network: network.into(),
         pid: pid.into(),
         ..cri::NamespaceOption::default()
+    }
+}
+
+/// For a container of such a pod.
+pub(crate) fn in_namespaces(network: NamespaceMode, pid: NamespaceMode) -> cri::LinuxContainerConfig {
+    cri::LinuxContainerConfig {
+        security_context: Some(cri::LinuxContainerSecurityContext {
+            namespace_options: Some(namespaces(network, pid)),
+            ..cri::LinuxContainerSecurityContext::default()
+        }),
+        ..cri::LinuxContainerConfig::default()
     }
 }
 

@@ -240,6 +240,43 @@ fn processes_are_the_hosts_the_pods_or_the_containers_own() {
 }
 
 #[test]
+fn a_pod_of_the_hosts_processes_has_a_network_and_a_name_of_its_own() {
+    isolated(
+        "a_pod_of_the_hosts_processes_has_a_network_and_a_name_of_its_own",
+        async {
+            let node = HostNode::start().await;
+            let namespace = node.path("netns");
+            std::fs::write(&namespace, "").unwrap();
+            let network = format!("--net={}", namespace.display());
+            let made = std::process::Command::new("unshare")
+                .args([network.as_str(), "true"])
+                .status();
+            assert!(made.unwrap().success());
+            node.network.set_namespace(namespace.clone());
+
+            let pod = node.run_pod("own", POD, NODE, false).await;
+            let mut config = node.config("app", "echo up; sleep 1000");
+            config.linux = Some(host::in_namespaces(POD, NODE));
+            let app = node.start_config(&pod, config).await;
+            let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&namespace).unwrap());
+            for (command, expected) in [
+                (&["readlink", "/proc/self/ns/net"][..], format!("net:[{inode}]\n")),
+                (&["cat", "/proc/sys/kernel/hostname"], "own\n".to_owned()),
+                (&["cat", "/etc/hostname"], "own\n".to_owned()),
+                // What the kernel says of a loopback interface that is up.
+                (&["cat", "/sys/class/net/lo/operstate"], "unknown\n".to_owned()),
+            ] {
+                let told = node.exec(&app, command, 20).await.unwrap();
+                assert_eq!(String::from_utf8(told.stdout).unwrap(), expected, "{command:?}");
+            }
+            node.end(&pod).await;
+            let unmounted = std::process::Command::new("umount").arg(&namespace).status();
+            assert!(unmounted.unwrap().success());
+        },
+    );
+}
+
+#[test]
 fn mounts_propagate_both_ways_where_that_is_asked_for() {
     isolated("mounts_propagate_both_ways_where_that_is_asked_for", async {
         let node = HostNode::start().await;
