@@ -1,6 +1,6 @@
 //! clearpod's agent: PID 1 of a Machine's guest, which runs the pod's containers as the daemon tells it over vsock.
 //!
-//! Two processes come of this one binary. The *agent* ([`boot::run`]) boots the guest and serves `agent.v1.Agent` on a
+//! Two processes come of the agent's binary. The *agent* ([`boot::run`]) boots the guest and serves `agent.v1.Agent` on a
 //! single-threaded runtime. The *stage* ([`stage_main`]) is the agent started again for each process of a container: it
 //! sets up what has to be set up inside the container's namespaces and becomes the user's program.
 //!
@@ -11,6 +11,7 @@
 //! | `pod` | the state that calls share |
 //! | `sandbox`, `network` | what all containers share |
 //! | `container`, `init` | one container: the agent's part, and the stage's |
+//! | `host` | the second program: the same protocol for a pod on the host, over an OCI runtime |
 //! | `cgroup`, `disk`, `seccomp`, `stdio`, `port_forward`, `reaper` | one mechanism each |
 //! | `sys` | all unsafe code |
 //!
@@ -24,6 +25,7 @@ mod container;
 mod disk;
 mod error;
 mod events;
+pub mod host;
 mod init;
 mod lock;
 mod network;

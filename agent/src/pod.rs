@@ -10,15 +10,14 @@ use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 
 use crate::cgroup::PodCgroup;
-use crate::container::Volumes;
+use crate::container::pid_namespace::SharedPidNamespace;
 use crate::container::registry::Registry;
-use crate::container::stage::{self, Gate, PidNamespace, Place};
+use crate::container::{Container, Volumes};
 use crate::disk::Disks;
 use crate::disk::pci::PciBus;
 use crate::error::{Context as _, Failure};
 use crate::events::Events;
-use crate::init::order::Order;
-use crate::reaper::{Child, Reaper};
+use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 
 /// Where the agent works. A guest has one answer to each; tests bring their own.
@@ -58,22 +57,14 @@ pub(crate) struct Pod {
     pub(crate) disks: Disks,
     pub(crate) volumes: Volumes,
     pub(crate) cgroup: PodCgroup,
-    pub(crate) containers: Registry,
+    pub(crate) containers: Registry<Container>,
     pub(crate) events: Events,
     pub(crate) sandbox: Mutex<Sandbox>,
     /// This binary, for stages: open from the start, so that no mount can put another in its place.
     pub(crate) executable: OwnedFd,
     /// Every task of the agent.
     pub(crate) tasks: TaskTracker,
-    /// PID 1 of the pod's shared PID namespace, once a container asked for it.
-    pid_namespace: Mutex<Option<PidNamespaceHolder>>,
-}
-
-/// Kept for as long as the pod: its end would end every process of the namespace.
-#[derive(Debug)]
-struct PidNamespaceHolder {
-    child: Child,
-    _gate: Gate,
+    pid_namespace: SharedPidNamespace,
 }
 
 /// Descriptors of stages are moved above the ones that they get in a fixed place.
@@ -90,10 +81,6 @@ impl Pod {
             std::fs::create_dir_all(&path)
                 .context(ErrorCode::System, || format!("create {}", path.display()))?;
         }
-        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
-        let executable = rustix::fs::open("/proc/self/exe", flags, rustix::fs::Mode::empty())
-            .and_then(|file| rustix::io::fcntl_dupfd_cloexec(file, FIRST_FREE_DESCRIPTOR))
-            .context(ErrorCode::System, || "open this binary".to_owned())?;
         Ok(Self {
             reaper: Reaper::default(),
             disks: Disks::new(
@@ -106,9 +93,9 @@ impl Pod {
             containers: Registry::default(),
             events: Events::default(),
             sandbox: Mutex::new(Sandbox::New),
-            executable,
+            executable: own_executable()?,
             tasks: TaskTracker::new(),
-            pid_namespace: Mutex::default(),
+            pid_namespace: SharedPidNamespace::default(),
             settings,
         })
     }
@@ -126,26 +113,18 @@ impl Pod {
     /// # Errors
     /// As [`stage::launch`].
     pub(crate) async fn pid_namespace_holder(&self) -> Result<OwnedFd, Failure> {
-        let mut holder = self.pid_namespace.lock().await;
-        let held = match holder.take() {
-            Some(held) => held,
-            None => {
-                let place = Place {
-                    executable: self.executable.as_fd(),
-                    cgroup: None,
-                    pid_namespace: PidNamespace::New,
-                };
-                let ready = stage::launch(&self.reaper, &place, &Order::HoldPidNamespace, &[]).await?;
-                PidNamespaceHolder {
-                    child: ready.child,
-                    _gate: ready.gate,
-                }
-            }
-        };
-        let pidfd = held.child.pidfd.try_clone();
-        *holder = Some(held);
-        pidfd.context(ErrorCode::System, || {
-            "duplicate the pidfd of the pod's init".to_owned()
-        })
+        let holder = self.pid_namespace.holder(&self.reaper, self.executable.as_fd());
+        Ok(holder.await?.pidfd)
     }
+}
+
+/// This binary, to be started again as a stage.
+///
+/// # Errors
+/// `System`.
+pub(crate) fn own_executable() -> Result<OwnedFd, Failure> {
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open("/proc/self/exe", flags, rustix::fs::Mode::empty())
+        .and_then(|file| rustix::io::fcntl_dupfd_cloexec(file, FIRST_FREE_DESCRIPTOR))
+        .context(ErrorCode::System, || "open this binary".to_owned())
 }

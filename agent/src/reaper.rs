@@ -6,9 +6,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::process::Command;
 use std::sync::Mutex;
 
-use rustix::process::{WaitOptions, WaitStatus, wait};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, wait};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -38,7 +39,63 @@ pub(crate) struct Child {
 /// Who waits for which child.
 #[derive(Debug, Default)]
 pub(crate) struct Reaper {
-    waiting: Mutex<HashMap<i32, oneshot::Sender<Ended>>>,
+    waits: Mutex<Waits>,
+}
+
+#[derive(Debug, Default)]
+struct Waits {
+    waiting: HashMap<i32, oneshot::Sender<Ended>>,
+    /// How many [`Expecting`] there are.
+    expecting: usize,
+    /// Ends of processes that nobody waited for while somebody expected some; then they are forgotten.
+    early: HashMap<i32, Ended>,
+}
+
+/// While it lives, no end is lost of a process that becomes a child of ours without being started by us: an OCI runtime
+/// starts it, tells its number and exits, and it may be faster than the number.
+#[derive(Debug)]
+pub(crate) struct Expecting<'a>(&'a Reaper);
+
+impl Expecting<'_> {
+    /// The child that was expected.
+    ///
+    /// # Errors
+    /// What pidfd_open(2) answers.
+    pub(crate) fn adopt(&self, pid: i32) -> io::Result<Child> {
+        let (sender, ended) = oneshot::channel();
+        let number = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let mut waits = lock(&self.0.waits);
+        // Reaping takes the lock: a number that is not among the early ones is still the process's own.
+        let pidfd = match (waits.early.remove(&pid), pidfd_open(number, PidfdFlags::empty())) {
+            (None, pidfd) => {
+                let pidfd = pidfd?;
+                waits.waiting.insert(pid, sender);
+                pidfd
+            }
+            (Some(end), _) => {
+                // The receiver is ours: it is there.
+                sender.send(end).ok();
+                ended_process()?
+            }
+        };
+        Ok(Child { pid, pidfd, ended })
+    }
+}
+
+impl Drop for Expecting<'_> {
+    fn drop(&mut self) {
+        let mut waits = lock(&self.0.waits);
+        waits.expecting -= 1;
+        if waits.expecting == 0 {
+            waits.early.clear();
+        }
+    }
+}
+
+/// Stands for the pidfd of a process that has been reaped: to signal it is ESRCH or EBADF, and nobody does once its end is
+/// known.
+fn ended_process() -> io::Result<OwnedFd> {
+    Ok(std::fs::File::open("/dev/null")?.into())
 }
 
 impl Reaper {
@@ -47,11 +104,31 @@ impl Reaper {
     /// # Errors
     /// As [`spawn`].
     pub(crate) fn spawn(&self, stage: &Stage<'_>) -> io::Result<Child> {
-        let mut waiting = lock(&self.waiting);
+        let mut waits = lock(&self.waits);
         let Spawned { pid, pidfd } = spawn(stage)?;
         let (sender, ended) = oneshot::channel();
-        waiting.insert(pid, sender);
+        waits.waiting.insert(pid, sender);
         Ok(Child { pid, pidfd, ended })
+    }
+
+    /// Starts a program whose end will be delivered.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn spawn_program(&self, command: &mut Command) -> io::Result<Child> {
+        let mut waits = lock(&self.waits);
+        let pid = i32::try_from(command.spawn()?.id()).map_err(io::Error::other)?;
+        let number = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let pidfd = pidfd_open(number, PidfdFlags::empty())?;
+        let (sender, ended) = oneshot::channel();
+        waits.waiting.insert(pid, sender);
+        Ok(Child { pid, pidfd, ended })
+    }
+
+    /// From now on ends of processes that nobody waits for are kept.
+    pub(crate) fn expect(&self) -> Expecting<'_> {
+        lock(&self.waits).expecting += 1;
+        Expecting(self)
     }
 
     /// Reaps for as long as the process lives.
@@ -67,13 +144,16 @@ impl Reaper {
     }
 
     fn reap_all(&self) {
-        let mut waiting = lock(&self.waiting);
+        let mut waits = lock(&self.waits);
         // An error means that there are no children at all.
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let Some(ended) = ended(status) else { continue };
-            if let Some(sender) = waiting.remove(&pid.as_raw_nonzero().get()) {
+            let pid = pid.as_raw_nonzero().get();
+            if let Some(sender) = waits.waiting.remove(&pid) {
                 // Nobody listens when the creation of its container failed meanwhile.
                 sender.send(ended).ok();
+            } else if waits.expecting > 0 {
+                waits.early.insert(pid, ended);
             }
         }
     }

@@ -11,7 +11,7 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use proto::agent::v1::agent_server::AgentServer;
+use proto::agent::v1::agent_server::{Agent, AgentServer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::TaskTracker;
 
@@ -51,8 +51,7 @@ impl AgentHandle {
     pub fn new(settings: Settings) -> Result<Self, Failure> {
         let pod = Arc::new(Pod::new(settings)?);
         let shutdown = Shutdown::default();
-        let service = AgentServer::new(Service::new(pod.clone(), shutdown.clone()))
-            .max_decoding_message_size(MAX_REQUEST);
+        let service = service(Service::new(pod.clone(), shutdown.clone()));
         Ok(Self {
             pod,
             service,
@@ -70,16 +69,7 @@ impl AgentHandle {
 
     /// Serves one gRPC connection. No pings: a daemon that ends resets its connections, and an idle guest stays idle.
     pub fn serve_rpc(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let tasks = Tasks(self.pod.tasks.clone());
-        let connection = http2::Builder::new(tasks).serve_connection(
-            TokioIo::new(stream),
-            TowerToHyperService::new(self.service.clone()),
-        );
-        self.pod.tasks.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "rpc connection ended");
-            }
-        });
+        serve_rpc(&self.pod.tasks, self.service.clone(), stream);
     }
 
     /// Serves one stdio connection.
@@ -115,4 +105,24 @@ impl AgentHandle {
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.pod.tasks.spawn(task);
     }
+}
+
+/// The protocol over an implementation of it.
+pub(crate) fn service<A: Agent>(agent: A) -> AgentServer<A> {
+    AgentServer::new(agent).max_decoding_message_size(MAX_REQUEST)
+}
+
+/// Serves one gRPC connection in `tasks`.
+pub(crate) fn serve_rpc<A: Agent>(
+    tasks: &TaskTracker,
+    service: AgentServer<A>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
+    let connection = http2::Builder::new(Tasks(tasks.clone()))
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    tasks.spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "rpc connection ended");
+        }
+    });
 }

@@ -95,7 +95,9 @@ impl Drivers {
     #[must_use]
     pub fn real(config: &Config) -> Self {
         Self {
-            launcher: Arc::new(VmmLauncher::new(config.machine.vmm.clone())),
+            launcher: Arc::new(
+                VmmLauncher::new(config.machine.vmm.clone()).with_shim(config.host_pods.shim()),
+            ),
             network: Arc::new(CniNetwork::new(config.network.clone())),
         }
     }

@@ -11,7 +11,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{image::ImageConfig, network::NetworkConfig};
+use crate::{host::HostPodsConfig, image::ImageConfig, network::NetworkConfig};
 
 /// Where the file is when no other is named; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/clearpod/config.toml";
@@ -48,6 +48,8 @@ pub struct Config {
     pub image: ImageConfig,
     /// Exec, attach and port-forward.
     pub streaming: StreamingConfig,
+    /// Pods in the host's namespaces.
+    pub host_pods: HostPodsConfig,
 }
 
 /// As kubelet's `cgroupDriver`.
@@ -200,6 +202,7 @@ impl Default for Config {
             network: NetworkConfig::default(),
             image: ImageConfig::default(),
             streaming: StreamingConfig::default(),
+            host_pods: HostPodsConfig::default(),
         }
     }
 }
@@ -415,6 +418,9 @@ impl Config {
         if let Some((field, reason)) = self.streaming.refusal() {
             return refuse(field, reason);
         }
+        if let Err((field, reason)) = self.host_pods.check() {
+            return refuse(field, reason);
+        }
         Ok(self)
     }
 
@@ -520,6 +526,9 @@ mod tests {
             ("[streaming]\naddress = \"0.0.0.0\"", "streaming.address"),
             ("[streaming]\ntoken_s = 0", "streaming"),
             ("[streaming]\nlongest_s = 0", "streaming"),
+            ("[host_pods]\nprivileged = true", "host_pods.privileged"),
+            ("[host_pods]\nruntime = \"bin/crun\"", "host_pods.runtime"),
+            ("[host_pods]\nshim = \"shim\"", "host_pods.shim"),
         ] {
             assert!(refused(text).starts_with(field), "{text}: {}", refused(text));
         }

@@ -1,8 +1,8 @@
 //! The clearpod daemon as a library: the CRI server, and what it drives.
 //!
-//! `grpc` is the edge and only converts; `sandbox` and `container` decide, `stats` says what is used; `machine`, `guest`,
-//! `network`, `image`, `stdio` and `streaming` act; `store` remembers. The binary beside this library (`main.rs`) is a thin
-//! command line.
+//! `grpc` is the edge and only converts; `sandbox` and `container` decide, `stats` says what is used; `machine`, `host`,
+//! `guest`, `network`, `image`, `stdio` and `streaming` act; `store` remembers. The binary beside this library (`main.rs`)
+//! is a thin command line.
 //! Tests in `tests/` drive the whole of it over its real socket with the fakes of feature `testing`.
 
 pub mod app;
@@ -11,6 +11,7 @@ pub mod config;
 #[cfg(feature = "failpoints")]
 pub mod failpoint;
 pub mod guest;
+pub mod host;
 pub mod image;
 pub mod machine;
 pub mod network;

@@ -7,6 +7,7 @@
 pub mod agent;
 #[cfg(feature = "cri")]
 pub mod cri;
+pub mod host;
 pub mod machine;
 pub mod port_forward;
 pub mod stdio;

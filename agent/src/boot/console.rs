@@ -1,4 +1,5 @@
-//! What the agent says: lines in the kernel's log, which the console and the VMM's ring buffer show.
+//! What the agent says: lines in the kernel's log, which the console and the VMM's ring buffer show. A host pod's shim says it
+//! to a file.
 //!
 //! A subscriber of a few lines instead of tracing-subscriber, which would be a good part of the binary.
 
@@ -11,11 +12,15 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
+use crate::clock;
 use crate::error::{Context as _, Failure};
 
-/// Writes events to /dev/kmsg, one record each.
-struct KernelLog {
-    kmsg: File,
+/// Writes events, one line each.
+struct Log {
+    file: File,
+    program: &'static str,
+    /// Lines begin with their priority, as /dev/kmsg wants them.
+    priorities: bool,
 }
 
 /// Sends all later events to the kernel's log.
@@ -27,11 +32,31 @@ pub(super) fn open() -> Result<(), Failure> {
         .write(true)
         .open("/dev/kmsg")
         .context(ErrorCode::System, || "open /dev/kmsg".to_owned())?;
-    tracing::subscriber::set_global_default(KernelLog { kmsg })
+    install(Log {
+        file: kmsg,
+        program: "clearpod-agent",
+        priorities: true,
+    })
+}
+
+/// Sends all later events of `program` to `file`.
+///
+/// # Errors
+/// `System`.
+pub(crate) fn open_file(file: File, program: &'static str) -> Result<(), Failure> {
+    install(Log {
+        file,
+        program,
+        priorities: false,
+    })
+}
+
+fn install(log: Log) -> Result<(), Failure> {
+    tracing::subscriber::set_global_default(log)
         .map_err(|error| Failure::new(ErrorCode::System, format!("install the log: {error}")))
 }
 
-impl Subscriber for KernelLog {
+impl Subscriber for Log {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= Level::INFO
     }
@@ -45,13 +70,18 @@ impl Subscriber for KernelLog {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = Line(format!(
-            "<{}>clearpod-agent:",
-            priority(*event.metadata().level())
-        ));
+        let level = *event.metadata().level();
+        let mut line = Line(if self.priorities {
+            format!("<{}>{}:", priority(level), self.program)
+        } else {
+            format!("{} {level} {}:", clock::realtime_ns() / 1_000_000, self.program)
+        });
         event.record(&mut line);
+        if !self.priorities {
+            line.0.push('\n');
+        }
         // The log is where failures would be reported: there is no other place.
-        (&self.kmsg).write_all(line.0.as_bytes()).ok();
+        (&self.file).write_all(line.0.as_bytes()).ok();
     }
 
     fn enter(&self, _: &Id) {}
@@ -92,7 +122,7 @@ impl Visit for Line {
 
 /// Says why the agent cannot go on, with all causes: in the log if there is one yet, else on standard error, which is the
 /// console.
-pub(super) fn report(error: &dyn Error) {
+pub(crate) fn report(error: &dyn Error) {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

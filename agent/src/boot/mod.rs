@@ -1,6 +1,6 @@
 //! From the kernel's hand-over to "ready", in order. The order is the architecture: each step needs those before it.
 
-mod console;
+pub(crate) mod console;
 mod listen;
 mod mounts;
 mod root;

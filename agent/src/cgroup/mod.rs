@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use proto::agent::v1::{ErrorCode, Resources};
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::{Context as _, Failure};
 use crate::sys;
@@ -196,6 +197,36 @@ impl Cgroup {
         write(&self.path.join("cgroup.kill"), "1").context(ErrorCode::Cgroup, || {
             format!("kill cgroup {}", self.path.display())
         })
+    }
+
+    /// Sends signal `number` to every process in it; SIGKILL also to those that are being made.
+    ///
+    /// # Errors
+    /// `Cgroup`, `System`.
+    pub(crate) fn signal(&self, number: i32) -> Result<(), Failure> {
+        if number == libc::SIGKILL {
+            return self.kill();
+        }
+        for pid in self.processes()? {
+            // Through a pidfd, and only if it is still in the cgroup then: numbers are used again.
+            let Some(pid) = Pid::from_raw(pid) else {
+                continue;
+            };
+            let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+                continue;
+            };
+            if !self.processes()?.contains(&pid.as_raw_nonzero().get()) {
+                continue;
+            }
+            match sys::signal::send(&pidfd, number) {
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+                    return Err(error)
+                        .context(ErrorCode::System, || format!("send signal {number} to {pid:?}"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Process ids in it and below, in the agent's PID namespace.

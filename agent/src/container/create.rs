@@ -9,6 +9,7 @@ use proto::agent::v1::{CreateContainerRequest, CreateContainerResponse, Device, 
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::cgroup::{Cgroup, device_filter};
+use crate::container::exec::Execs;
 use crate::container::plan::{PidPlan, Plan};
 use crate::container::process::Process;
 use crate::container::stage::{self, PidNamespace, Place, Ready};
@@ -189,9 +190,9 @@ async fn launch(
     Ok((*order, ready, Arc::new(stdio), outputs))
 }
 
-type Pipes = (streams::Ends, streams::ProcessEnds);
+pub(crate) type Pipes = (streams::Ends, streams::ProcessEnds);
 
-pub(super) fn pipes_unless(terminal: bool, with_stdin: bool) -> Result<Option<Pipes>, Failure> {
+pub(crate) fn pipes_unless(terminal: bool, with_stdin: bool) -> Result<Option<Pipes>, Failure> {
     if terminal {
         return Ok(None);
     }
@@ -201,7 +202,7 @@ pub(super) fn pipes_unless(terminal: bool, with_stdin: bool) -> Result<Option<Pi
 }
 
 /// From pipes, or else from the terminal that the stage opened.
-pub(super) fn stdio(
+pub(crate) fn stdio(
     pipes: Option<streams::Ends>,
     terminal: Option<OwnedFd>,
     with_stdin: bool,
@@ -279,7 +280,7 @@ impl Built {
             security: self.order.process.security,
             writable: Writable::new(self.order.rootfs.upper),
             state: Mutex::new(State::Created(gate)),
-            execs: Mutex::default(),
+            execs: Execs::default(),
             holdings: AsyncMutex::new(holdings),
         });
         pod.containers.created(container.clone());

@@ -1,11 +1,13 @@
 //! One more process in a running container.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proto::agent::v1::{ErrorCode, ExecRequest, Exit};
+use tokio::sync::{oneshot, watch};
 
 use crate::container::process::Process;
 use crate::container::stage::{self, PidNamespace, Place};
@@ -14,6 +16,7 @@ use crate::error::Failure;
 use crate::init::order::Order;
 use crate::lock::lock;
 use crate::pod::Pod;
+use crate::reaper::Ended;
 
 impl Container {
     /// Starts it and returns its pid, when execve succeeded.
@@ -23,33 +26,8 @@ impl Container {
     pub(crate) async fn exec(&self, pod: &Pod, request: &ExecRequest) -> Result<u32, Failure> {
         registry::check_id("exec_id", &request.exec_id)?;
         lock(&self.state).check_running(&self.id)?;
-        self.reserve_exec(&request.exec_id)?;
-        let started = self.start_exec(pod, request).await;
-        let mut execs = lock(&self.execs);
-        match started {
-            Ok(process) => {
-                let pid = process.pid();
-                execs.insert(request.exec_id.clone(), Some(process));
-                Ok(pid)
-            }
-            Err(failure) => {
-                execs.remove(&request.exec_id);
-                Err(failure)
-            }
-        }
-    }
-
-    fn reserve_exec(&self, exec_id: &str) -> Result<(), Failure> {
-        match lock(&self.execs).entry(exec_id.to_owned()) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(None);
-                Ok(())
-            }
-            Entry::Occupied(_) => {
-                let text = format!("process {exec_id} exists in container {}", self.id);
-                Err(Failure::new(ErrorCode::AlreadyExists, text))
-            }
-        }
+        let start = self.start_exec(pod, request);
+        self.execs.start(&self.id, &request.exec_id, start).await
     }
 
     async fn start_exec(&self, pod: &Pod, request: &ExecRequest) -> Result<Arc<Process>, Failure> {
@@ -85,16 +63,7 @@ impl Container {
         let stdio = Arc::new(stdio);
         let (process, told) = Process::new(ready.child.pid, ready.child.pidfd, stdio.clone(), ready.user);
         pod.tasks.spawn(async move { stdio.pump(outputs).await });
-        let ended = ready.child.ended;
-        pod.tasks.spawn(async move {
-            let Ok(ended) = ended.await else { return };
-            told.send_replace(Some(Exit {
-                code: ended.code,
-                signal: ended.signal,
-                finished_at_ns: ended.at_ns,
-                ..Exit::default()
-            }));
-        });
+        pod.tasks.spawn(await_end(ready.child.ended, told));
         Ok(Arc::new(process))
     }
 
@@ -103,19 +72,88 @@ impl Container {
     /// # Errors
     /// `NotFound`.
     pub(crate) async fn remove_exec(&self, exec_id: &str) -> Result<(), Failure> {
+        self.execs.remove(&self.id, exec_id).await
+    }
+}
+
+/// The exec'd processes of one container by exec id; `None` while one is being started.
+#[derive(Debug, Default)]
+pub(crate) struct Execs(Mutex<HashMap<String, Option<Arc<Process>>>>);
+
+impl Execs {
+    /// Takes the id, starts the process, and keeps it if that succeeds. Returns its pid.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, and as `start`.
+    pub(crate) async fn start(
+        &self,
+        container_id: &str,
+        exec_id: &str,
+        start: impl Future<Output = Result<Arc<Process>, Failure>>,
+    ) -> Result<u32, Failure> {
+        match lock(&self.0).entry(exec_id.to_owned()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(None);
+            }
+            Entry::Occupied(_) => {
+                let text = format!("process {exec_id} exists in container {container_id}");
+                return Err(Failure::new(ErrorCode::AlreadyExists, text));
+            }
+        }
+        let started = start.await;
+        let mut execs = lock(&self.0);
+        match started {
+            Ok(process) => {
+                let pid = process.pid();
+                execs.insert(exec_id.to_owned(), Some(process));
+                Ok(pid)
+            }
+            Err(failure) => {
+                execs.remove(exec_id);
+                Err(failure)
+            }
+        }
+    }
+
+    /// # Errors
+    /// `NotFound`, also while it is being started.
+    pub(crate) fn get(&self, container_id: &str, exec_id: &str) -> Result<Arc<Process>, Failure> {
+        lock(&self.0).get(exec_id).cloned().flatten().ok_or_else(|| {
+            Failure::new(
+                ErrorCode::NotFound,
+                format!("no process {exec_id:?} in container {container_id}"),
+            )
+        })
+    }
+
+    /// Forgets one; kills it first if it still runs.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, `NotFound`, `System` when it does not end.
+    pub(crate) async fn remove(&self, container_id: &str, exec_id: &str) -> Result<(), Failure> {
         if exec_id.is_empty() {
             return Err(Failure::invalid("exec_id: empty"));
         }
-        let process = self.process(exec_id)?;
-        end(&process).await?;
-        lock(&self.execs).remove(exec_id);
+        end(&*self.get(container_id, exec_id)?).await?;
+        lock(&self.0).remove(exec_id);
         Ok(())
     }
 
     /// All of them, for the container's removal.
-    pub(super) fn execs(&self) -> Vec<Arc<Process>> {
-        lock(&self.execs).values().flatten().cloned().collect()
+    pub(crate) fn all(&self) -> Vec<Arc<Process>> {
+        lock(&self.0).values().flatten().cloned().collect()
     }
+}
+
+/// Tells an exec'd process's end to those who wait for it.
+pub(crate) async fn await_end(ended: oneshot::Receiver<Ended>, told: watch::Sender<Option<Exit>>) {
+    let Ok(ended) = ended.await else { return };
+    told.send_replace(Some(Exit {
+        code: ended.code,
+        signal: ended.signal,
+        finished_at_ns: ended.at_ns,
+        ..Exit::default()
+    }));
 }
 
 /// A killed process that has not ended by then waits for a device that does not answer.
@@ -125,7 +163,7 @@ const ENDS_WITHIN: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// `System` when it does not end.
-pub(super) async fn end(process: &Process) -> Result<(), Failure> {
+pub(crate) async fn end(process: &Process) -> Result<(), Failure> {
     if !process.has_ended() {
         // It may have ended meanwhile.
         process.signal(libc::SIGKILL.unsigned_abs()).ok();

@@ -5,22 +5,23 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use proto::agent::v1::watch_event::Event;
-use proto::agent::v1::{ContainerExited, ErrorCode, Exit, SignalRequest};
+use proto::agent::v1::{ContainerExited, Exit, SignalRequest};
 use rustix::fs::FileType;
 use tokio::sync::{oneshot, watch};
 
 use crate::clock;
 use crate::container::Container;
 use crate::container::process::signal_number;
-use crate::error::{Context as _, Failure};
+use crate::container::registry::Member as _;
+use crate::error::Failure;
 use crate::init::order::{DeviceKind, DeviceNode};
 use crate::lock::lock;
 use crate::pod::Pod;
 use crate::reaper::Ended;
-use crate::sys;
 
 /// What comes back of a termination message, as CRI limits it.
 const MAX_TERMINATION_MESSAGE: u64 = 4096;
@@ -45,29 +46,7 @@ impl Container {
             return self.process(&request.exec_id)?.signal(request.signal);
         }
         let number = signal_number(request.signal)?;
-        if number == libc::SIGKILL {
-            return self.cgroup.kill();
-        }
-        for pid in self.cgroup.processes()? {
-            // Through a pidfd, and only if it is still in the cgroup then: numbers are used again.
-            let Some(pid) = rustix::process::Pid::from_raw(pid) else {
-                continue;
-            };
-            let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
-                continue;
-            };
-            if !self.cgroup.processes()?.contains(&pid.as_raw_nonzero().get()) {
-                continue;
-            }
-            match sys::signal::send(&pidfd, number) {
-                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-                    return Err(error)
-                        .context(ErrorCode::System, || format!("send signal {number} to {pid:?}"));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        self.cgroup.signal(number)
     }
 }
 
@@ -118,43 +97,53 @@ fn read_end(log: &OwnedFd) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// Every device node of the guest: what a privileged container sees.
-pub(super) fn all_devices() -> Vec<DeviceNode> {
+/// Directories of /dev that are file systems of their own; those of the container stand in their place.
+const NOT_DEVICES: [&str; 4] = ["pts", "shm", "mqueue", "hugepages"];
+/// Those that every container has, and the console, are made elsewhere.
+const STANDARD_DEVICES: [&str; 8] = [
+    "null", "zero", "full", "random", "urandom", "tty", "console", "ptmx",
+];
+/// /dev/bus/usb/001/001 is four deep.
+const MAX_DEVICE_DEPTH: usize = 6;
+
+/// Every device node of the kernel that this runs on: what a privileged container sees.
+pub(crate) fn all_devices() -> Vec<DeviceNode> {
+    devices_below("/dev".as_ref(), MAX_DEVICE_DEPTH)
+}
+
+/// Every device node in a directory, down to `depth` directories below it.
+fn devices_below(directory: &Path, depth: usize) -> Vec<DeviceNode> {
     let mut devices = Vec::new();
-    for directory in ["/dev", "/dev/net", "/dev/mapper", "/dev/vfio"] {
-        let Ok(entries) = fs::read_dir(directory) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            let kind = if metadata.file_type().is_char_device() {
-                DeviceKind::Character
-            } else if metadata.file_type().is_block_device() {
-                DeviceKind::Block
-            } else {
-                continue;
-            };
-            // Those that every container has, and the console, are made elsewhere.
-            let name = entry.file_name();
-            let standard = [
-                "null", "zero", "full", "random", "urandom", "tty", "console", "ptmx",
-            ];
-            let (Some(name), Some(path)) = (name.to_str(), entry.path().to_str().map(str::to_owned)) else {
-                continue;
-            };
-            if standard.contains(&name) {
-                continue;
-            }
-            devices.push(DeviceNode {
-                path,
-                kind,
-                major: rustix::fs::major(metadata.rdev()),
-                minor: rustix::fs::minor(metadata.rdev()),
-                mode: metadata.mode() & 0o777,
-                uid: metadata.uid(),
-                gid: metadata.gid(),
-            });
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let top = directory == Path::new("/dev");
+        let left_out = |names: &[&str]| top && name.to_str().is_none_or(|name| names.contains(&name));
+        let Ok(metadata) = entry.metadata() else { continue };
+        if metadata.is_dir() && depth > 0 && !left_out(&NOT_DEVICES) {
+            devices.extend(devices_below(&entry.path(), depth - 1));
+        } else if !left_out(&STANDARD_DEVICES) {
+            devices.extend(device_node(&entry.path(), &metadata));
         }
     }
     devices
+}
+
+/// `None` for what is no device.
+fn device_node(path: &Path, metadata: &fs::Metadata) -> Option<DeviceNode> {
+    let kind = if metadata.file_type().is_char_device() {
+        DeviceKind::Character
+    } else if metadata.file_type().is_block_device() {
+        DeviceKind::Block
+    } else {
+        return None;
+    };
+    Some(DeviceNode {
+        path: path.to_str()?.to_owned(),
+        kind,
+        major: rustix::fs::major(metadata.rdev()),
+        minor: rustix::fs::minor(metadata.rdev()),
+        mode: metadata.mode() & 0o777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    })
 }

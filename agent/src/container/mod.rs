@@ -13,22 +13,22 @@
 pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod lifecycle;
-mod mount_plan;
-mod plan;
+pub(crate) mod mount_plan;
+pub(crate) mod pid_namespace;
+pub(crate) mod plan;
 pub(crate) mod process;
 pub(crate) mod registry;
 pub(crate) mod remove;
 mod security;
 pub(crate) mod stage;
-mod state;
-mod update;
+pub(crate) mod state;
+pub(crate) mod update;
 mod volumes;
 mod watch_oom;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use proto::agent::v1::{ContainerState, ErrorCode, Exit};
+use proto::agent::v1::{ContainerState, Exit};
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::cgroup::Cgroup;
@@ -37,7 +37,10 @@ use crate::init::order::Security;
 use crate::lock::lock;
 use crate::stats::writable::Writable;
 use create::Holdings;
+use exec::Execs;
 use process::Process;
+use registry::Member;
+use stage::Gate;
 use state::State;
 pub(crate) use volumes::Volumes;
 
@@ -51,40 +54,16 @@ pub(crate) struct Container {
     security: Security,
     /// Where what it writes goes.
     pub(crate) writable: Arc<Writable>,
-    state: Mutex<State>,
-    /// By exec id; `None` while it is being started.
-    execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    state: Mutex<State<Gate>>,
+    execs: Execs,
     /// Given back by its removal.
     holdings: AsyncMutex<Holdings>,
 }
 
 impl Container {
-    /// The init process, or the exec'd one.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>, Failure> {
-        if exec_id.is_empty() {
-            return Ok(self.init.clone());
-        }
-        lock(&self.execs).get(exec_id).cloned().flatten().ok_or_else(|| {
-            Failure::new(
-                ErrorCode::NotFound,
-                format!("no process {exec_id:?} in container {}", self.id),
-            )
-        })
-    }
-
     /// For a watcher's snapshot.
     pub(crate) fn snapshot(&self) -> ContainerState {
-        let state = lock(&self.state);
-        ContainerState {
-            container_id: self.id.clone(),
-            phase: state.phase().into(),
-            pid: self.init.pid(),
-            started_at_ns: state.started_at_ns(),
-            exit: state.exit().cloned(),
-        }
+        lock(&self.state).report(&self.id, self.init.pid())
     }
 
     /// Notes the end of the init process.
@@ -94,5 +73,18 @@ impl Container {
 
     pub(crate) fn is_running(&self) -> bool {
         lock(&self.state).is_running()
+    }
+}
+
+impl Member for Container {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn process(&self, exec_id: &str) -> Result<Arc<Process>, Failure> {
+        if exec_id.is_empty() {
+            return Ok(self.init.clone());
+        }
+        self.execs.get(&self.id, exec_id)
     }
 }

@@ -26,7 +26,7 @@ enum Standard {
 
 /// The request's mounts with the standard ones that it does not replace. A replaced one keeps its place in the order, so
 /// that what belongs below it is still mounted after it.
-pub(super) fn complete(requested: &[WireMount], privileged: bool) -> Vec<WireMount> {
+pub(crate) fn complete(requested: &[WireMount], privileged: bool) -> Vec<WireMount> {
     let mut rest: Vec<&WireMount> = requested.iter().collect();
     let mut mounts = Vec::new();
     for (destination, standard) in STANDARD {

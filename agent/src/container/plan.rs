@@ -31,6 +31,10 @@ pub(super) fn pid_namespace(namespaces: &wire::Namespaces) -> Result<PidPlan, Fa
     match namespaces.pid() {
         wire::PidNamespace::Container => Ok(PidPlan::Own),
         wire::PidNamespace::Pod => Ok(PidPlan::Pod),
+        wire::PidNamespace::Node => {
+            let text = "namespaces.pid: NODE is for host pods";
+            Err(Failure::new(ErrorCode::Unsupported, text))
+        }
         wire::PidNamespace::Target => {
             check_id("namespaces.pid_target", &namespaces.pid_target)?;
             Ok(PidPlan::OfContainer(namespaces.pid_target.clone()))
@@ -40,7 +44,7 @@ pub(super) fn pid_namespace(namespaces: &wire::Namespaces) -> Result<PidPlan, Fa
 
 /// # Errors
 /// `InvalidArgument`, naming the field.
-pub(super) fn process(process: &wire::Process, security: Security) -> Result<ProcessOrder, Failure> {
+pub(crate) fn process(process: &wire::Process, security: Security) -> Result<ProcessOrder, Failure> {
     if process.args.first().is_none_or(String::is_empty) {
         return Err(Failure::invalid("process.args: no program"));
     }
@@ -120,7 +124,7 @@ fn rlimit(rlimit: &wire::Rlimit) -> Result<Rlimit, Failure> {
 ///
 /// # Errors
 /// `InvalidArgument`, naming `field`.
-pub(super) fn device(field: &str, device: &wire::Device) -> Result<DeviceNode, Failure> {
+pub(crate) fn device(field: &str, device: &wire::Device) -> Result<DeviceNode, Failure> {
     check_path(&format!("{field}.path"), &device.path)?;
     let kind = match device.kind.as_str() {
         "c" => DeviceKind::Character,
@@ -149,7 +153,7 @@ pub(super) fn device(field: &str, device: &wire::Device) -> Result<DeviceNode, F
 
 /// # Errors
 /// `InvalidArgument`, naming `field`.
-pub(super) fn check_path(field: &str, path: &str) -> Result<(), Failure> {
+pub(crate) fn check_path(field: &str, path: &str) -> Result<(), Failure> {
     if path.starts_with('/') && !path.contains('\0') {
         Ok(())
     } else {

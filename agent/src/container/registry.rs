@@ -6,26 +6,46 @@ use std::sync::{Arc, Mutex};
 use proto::agent::v1::ErrorCode;
 use proto::stdio::MAX_ID;
 
-use crate::container::Container;
+use crate::container::process::Process;
 use crate::error::Failure;
 use crate::lock::lock;
 use crate::stdio::connection::Processes;
 use crate::stdio::process::ProcessStdio;
 
+/// A container as the registry sees it: one of the guest, or of a host pod.
+pub(crate) trait Member {
+    /// Its id.
+    fn id(&self) -> &str;
+
+    /// The init process, or the exec'd one.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    fn process(&self, exec_id: &str) -> Result<Arc<Process>, Failure>;
+}
+
 /// The containers of the pod.
-#[derive(Debug, Default)]
-pub(crate) struct Registry {
-    slots: Mutex<BTreeMap<String, Slot>>,
+#[derive(Debug)]
+pub(crate) struct Registry<C> {
+    slots: Mutex<BTreeMap<String, Slot<C>>>,
 }
 
 #[derive(Debug)]
-enum Slot {
+enum Slot<C> {
     Creating,
-    Present(Arc<Container>),
+    Present(Arc<C>),
     Removing,
 }
 
-impl Registry {
+impl<C> Default for Registry<C> {
+    fn default() -> Self {
+        Self {
+            slots: Mutex::default(),
+        }
+    }
+}
+
+impl<C: Member> Registry<C> {
     /// Takes the id for a creation, which ends in [`Self::created`] or [`Self::forget`].
     ///
     /// # Errors
@@ -43,8 +63,8 @@ impl Registry {
         Ok(())
     }
 
-    pub(crate) fn created(&self, container: Arc<Container>) {
-        lock(&self.slots).insert(container.id.clone(), Slot::Present(container));
+    pub(crate) fn created(&self, container: Arc<C>) {
+        lock(&self.slots).insert(container.id().to_owned(), Slot::Present(container));
     }
 
     pub(crate) fn forget(&self, id: &str) {
@@ -53,7 +73,7 @@ impl Registry {
 
     /// # Errors
     /// `NotFound`; `WrongState` while it is being made or removed.
-    pub(crate) fn get(&self, id: &str) -> Result<Arc<Container>, Failure> {
+    pub(crate) fn get(&self, id: &str) -> Result<Arc<C>, Failure> {
         match lock(&self.slots).get(id) {
             Some(Slot::Present(container)) => Ok(container.clone()),
             Some(Slot::Creating) => Err(busy(id, "created")),
@@ -66,13 +86,13 @@ impl Registry {
     ///
     /// # Errors
     /// As [`Self::get`].
-    pub(crate) fn begin_remove(&self, id: &str) -> Result<Arc<Container>, Failure> {
+    pub(crate) fn begin_remove(&self, id: &str) -> Result<Arc<C>, Failure> {
         let container = self.get(id)?;
         lock(&self.slots).insert(id.to_owned(), Slot::Removing);
         Ok(container)
     }
 
-    pub(crate) fn all(&self) -> Vec<Arc<Container>> {
+    pub(crate) fn all(&self) -> Vec<Arc<C>> {
         let slots = lock(&self.slots);
         let present = slots.values().filter_map(|slot| match slot {
             Slot::Present(container) => Some(container.clone()),
@@ -82,7 +102,7 @@ impl Registry {
     }
 }
 
-impl Processes for Registry {
+impl<C: Member> Processes for Registry<C> {
     fn stdio(&self, container_id: &str, exec_id: &str) -> Option<Arc<ProcessStdio>> {
         let process = self
             .get(container_id)
@@ -117,7 +137,7 @@ mod tests {
 
     #[test]
     fn an_id_is_taken_from_reservation_to_end() {
-        let registry = Registry::default();
+        let registry = Registry::<crate::container::Container>::default();
         registry.reserve("c1").unwrap();
         assert_eq!(
             registry.reserve("c1").unwrap_err().code(),

@@ -29,7 +29,7 @@ pub(crate) async fn remove(pod: &Pod, id: &str) -> Result<(), Failure> {
 async fn end_and_release(pod: &Pod, container: &Container) -> Result<(), Failure> {
     container.cgroup.kill()?;
     exec::end(&container.init).await?;
-    for process in container.execs() {
+    for process in container.execs.all() {
         exec::end(&process).await?;
     }
     let mut held = container.holdings.lock().await;

@@ -215,11 +215,6 @@ impl Gate {
             )),
         }
     }
-
-    #[cfg(test)]
-    pub(crate) fn for_tests() -> Self {
-        Self(UnixStream::pair().unwrap().0)
-    }
 }
 
 /// The stage was killed, or became the program.

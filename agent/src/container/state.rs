@@ -1,15 +1,14 @@
 //! Where a container is in its life, and what that allows. Pure.
 
-use proto::agent::v1::{ContainerPhase, ErrorCode, Exit};
+use proto::agent::v1::{ContainerPhase, ContainerState, ErrorCode, Exit};
 
-use crate::container::stage::Gate;
 use crate::error::Failure;
 
-/// The state carries what only exists in it.
+/// The state carries what only exists in it; `G` is what the init process waits behind.
 #[derive(Debug)]
-pub(super) enum State {
+pub(crate) enum State<G> {
     /// The init process waits behind the gate.
-    Created(Gate),
+    Created(G),
     /// The gate was opened; execve has not answered yet.
     Starting,
     Running {
@@ -22,12 +21,12 @@ pub(super) enum State {
     },
 }
 
-impl State {
+impl<G> State<G> {
     /// Created to Starting; the gate is the caller's.
     ///
     /// # Errors
     /// `WrongState` in any other state.
-    pub(super) fn start(&mut self, id: &str) -> Result<Gate, Failure> {
+    pub(crate) fn start(&mut self, id: &str) -> Result<G, Failure> {
         match std::mem::replace(self, Self::Starting) {
             Self::Created(gate) => Ok(gate),
             other => {
@@ -39,7 +38,7 @@ impl State {
     }
 
     /// Starting to Running. A process that has ended already stays ended, but was started.
-    pub(super) fn started(&mut self, at_ns: u64) {
+    pub(crate) fn started(&mut self, at_ns: u64) {
         match self {
             Self::Exited { started_at_ns, .. } => *started_at_ns = at_ns,
             Self::Created(_) | Self::Starting | Self::Running { .. } => {
@@ -49,14 +48,14 @@ impl State {
     }
 
     /// To Exited, from anywhere.
-    pub(super) fn end(&mut self, exit: Exit) {
+    pub(crate) fn end(&mut self, exit: Exit) {
         let started_at_ns = self.started_at_ns();
         *self = Self::Exited { started_at_ns, exit };
     }
 
     /// # Errors
     /// `WrongState` unless it runs.
-    pub(super) fn check_running(&self, id: &str) -> Result<(), Failure> {
+    pub(crate) fn check_running(&self, id: &str) -> Result<(), Failure> {
         if self.is_running() {
             return Ok(());
         }
@@ -64,11 +63,11 @@ impl State {
         Err(Failure::new(ErrorCode::WrongState, text))
     }
 
-    pub(super) fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         matches!(self, Self::Running { .. })
     }
 
-    pub(super) fn phase(&self) -> ContainerPhase {
+    pub(crate) fn phase(&self) -> ContainerPhase {
         match self {
             Self::Created(_) | Self::Starting => ContainerPhase::Created,
             Self::Running { .. } => ContainerPhase::Running,
@@ -76,17 +75,28 @@ impl State {
         }
     }
 
-    pub(super) fn started_at_ns(&self) -> u64 {
+    pub(crate) fn started_at_ns(&self) -> u64 {
         match self {
             Self::Created(_) | Self::Starting => 0,
             Self::Running { started_at_ns } | Self::Exited { started_at_ns, .. } => *started_at_ns,
         }
     }
 
-    pub(super) fn exit(&self) -> Option<&Exit> {
+    pub(crate) fn exit(&self) -> Option<&Exit> {
         match self {
             Self::Exited { exit, .. } => Some(exit),
             Self::Created(_) | Self::Starting | Self::Running { .. } => None,
+        }
+    }
+
+    /// For a watcher's snapshot.
+    pub(crate) fn report(&self, container_id: &str, pid: u32) -> ContainerState {
+        ContainerState {
+            container_id: container_id.to_owned(),
+            phase: self.phase().into(),
+            pid,
+            started_at_ns: self.started_at_ns(),
+            exit: self.exit().cloned(),
         }
     }
 
@@ -111,9 +121,9 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_container_starts_once() {
-        let mut state = State::Created(Gate::for_tests());
+    #[test]
+    fn a_container_starts_once() {
+        let mut state = State::Created("gate");
         assert_eq!(state.phase(), ContainerPhase::Created);
         state.start("c").unwrap();
         assert_eq!(state.start("c").unwrap_err().code(), ErrorCode::WrongState);
@@ -123,9 +133,9 @@ mod tests {
         state.check_running("c").unwrap();
     }
 
-    #[tokio::test]
-    async fn an_end_that_comes_before_the_start_was_noted_wins() {
-        let mut state = State::Starting;
+    #[test]
+    fn an_end_that_comes_before_the_start_was_noted_wins() {
+        let mut state = State::<()>::Starting;
         state.end(exit(3));
         state.started(7);
         assert_eq!(

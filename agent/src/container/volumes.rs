@@ -105,6 +105,10 @@ impl Volumes {
                     .await?;
                 Ok(bind(base, &shared.path))
             }
+            WireSource::Host(_) => {
+                let text = format!("{field}.host: a guest has no path of the host");
+                Err(Failure::new(ErrorCode::Unsupported, text))
+            }
             WireSource::Files(files) => self.files(field, container_id, mount, files, held).await,
             WireSource::Disk(disk) => {
                 let of = disk

@@ -13,7 +13,7 @@ pub(crate) mod paths;
 mod program;
 mod rootfs;
 pub(crate) mod terminal;
-mod user;
+pub(crate) mod user;
 
 use std::fs::File;
 use std::io::Write as _;

@@ -11,7 +11,7 @@ use proto::agent::v1::{ConfigureSandboxRequest, DnsConfig};
 ///
 /// # Errors
 /// What writing answers.
-pub(super) fn write(directory: &Path, request: &ConfigureSandboxRequest) -> io::Result<()> {
+pub(crate) fn write(directory: &Path, request: &ConfigureSandboxRequest) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     fs::write(
         directory.join("resolv.conf"),

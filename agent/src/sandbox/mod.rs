@@ -2,7 +2,7 @@
 //!
 //! Set up once per Machine by ConfigureSandbox; `files` writes the DNS files, `sysctl` the kernel's parameters.
 
-mod files;
+pub(crate) mod files;
 pub(crate) mod sysctl;
 
 use std::ffi::CString;
@@ -105,7 +105,7 @@ pub(crate) async fn configure(pod: &Pod, mut request: ConfigureSandboxRequest) -
     Ok(())
 }
 
-fn check(request: &ConfigureSandboxRequest) -> Result<(), Failure> {
+pub(crate) fn check(request: &ConfigureSandboxRequest) -> Result<(), Failure> {
     let name = &request.hostname;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     if name.len() > MAX_HOSTNAME || !name.bytes().all(plain) {
@@ -144,7 +144,7 @@ fn set_clock_and_entropy(pod: &Pod, realtime_ns: u64, entropy: &[u8]) -> Result<
     Ok(())
 }
 
-fn set_names(request: &ConfigureSandboxRequest) -> Result<(), Failure> {
+pub(crate) fn set_names(request: &ConfigureSandboxRequest) -> Result<(), Failure> {
     if request.hostname.is_empty() {
         return Ok(());
     }
@@ -154,13 +154,13 @@ fn set_names(request: &ConfigureSandboxRequest) -> Result<(), Failure> {
 }
 
 /// shm_overview(7); Kubernetes' default is 64 MiB.
-fn shm_options(size_bytes: u64) -> String {
+pub(crate) fn shm_options(size_bytes: u64) -> String {
     let size = if size_bytes == 0 { 64 << 20 } else { size_bytes };
     format!("mode=1777,size={size}")
 }
 
 /// A failed configuration may be repeated, and must not stack mounts.
-fn mount_tmpfs_once(path: &Path, options: &str, flags: MountFlags) -> Result<(), Failure> {
+pub(crate) fn mount_tmpfs_once(path: &Path, options: &str, flags: MountFlags) -> Result<(), Failure> {
     let mount_it = || -> io::Result<()> {
         fs::create_dir_all(path)?;
         let parent = path.parent().unwrap_or(path);

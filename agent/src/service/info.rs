@@ -1,25 +1,22 @@
 //! Static facts of the guest.
 
 use std::fs;
+use std::path::Path;
 
 use proto::agent::v1::InfoResponse;
-
-use crate::pod::Settings;
 
 /// Version of the protocol in `proto/agent/v1/agent.proto`.
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
 
-pub(super) fn info(settings: &Settings) -> InfoResponse {
-    let read = |path: &str| fs::read_to_string(settings.proc.join(path)).unwrap_or_default();
+pub(crate) fn info(proc: &Path, sysfs: &Path) -> InfoResponse {
+    let read = |path: &str| fs::read_to_string(proc.join(path)).unwrap_or_default();
     InfoResponse {
         protocol_version: PROTOCOL_VERSION,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: read("sys/kernel/osrelease").trim().to_owned(),
         boot_id: read("sys/kernel/random/boot_id").trim().to_owned(),
         memory_total_bytes: memory_total(&read("meminfo")),
-        cpus_online: online(
-            &fs::read_to_string(settings.sysfs.join("devices/system/cpu/online")).unwrap_or_default(),
-        ),
+        cpus_online: online(&fs::read_to_string(sysfs.join("devices/system/cpu/online")).unwrap_or_default()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The protocol's edge: one method per RPC that finds what the call is about and hands it on. Nothing is decided here.
 
 pub(crate) mod info;
-mod status;
+pub(crate) mod status;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::container::registry::Member as _;
 use crate::container::{create, remove};
 use crate::error::Failure;
 use crate::pod::Pod;
@@ -62,7 +63,10 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Agent for Service {
     async fn info(&self, _: Request<wire::InfoRequest>) -> Answer<wire::InfoResponse> {
-        Ok(Response::new(info::info(&self.pod.settings)))
+        Ok(Response::new(info::info(
+            &self.pod.settings.proc,
+            &self.pod.settings.sysfs,
+        )))
     }
 
     async fn configure_sandbox(

@@ -21,7 +21,7 @@ use crate::error::Failure;
 const MAX_MESSAGE: usize = 1024;
 
 /// `container_id` is empty for calls about the sandbox.
-pub(super) fn from_failure(failure: &Failure, container_id: &str) -> Status {
+pub(crate) fn from_failure(failure: &Failure, container_id: &str) -> Status {
     let mut message = failure.to_string();
     if let Some(cause) = failure.source() {
         message.push_str(": ");

@@ -5,11 +5,10 @@
 
 mod files;
 mod guest;
-mod network;
+pub(crate) mod network;
 pub(crate) mod writable;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use proto::agent::v1::{ContainerStats, FilesystemStats, StatsRequest, StatsResponse};
@@ -17,13 +16,12 @@ use tokio::time::Instant;
 
 use crate::cgroup;
 use crate::clock;
-use crate::container::Container;
 use crate::error::Failure;
 use crate::pod::Pod;
-use writable::Known;
+use writable::{Known, Writable};
 
 /// How long one answer waits for upper layers to be measured; those that take longer are told by the next one.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Numbers of one container, or of the sandbox and all containers.
 ///
@@ -56,22 +54,53 @@ pub(crate) async fn stats(pod: &Pod, request: &StatsRequest) -> Result<StatsResp
     };
     let until = Instant::now() + PATIENCE;
     for container in containers {
-        let known = container.writable.known(until).await;
-        let mut stats = container_stats(pod, &container, request.with_files);
-        set_written(&mut stats, known, response.scratch.as_ref());
+        let subject = Subject {
+            id: &container.id,
+            init: container.init.pid(),
+            cgroup: Some(container.cgroup.path()),
+            writable: &container.writable,
+            scratch: response.scratch.as_ref(),
+        };
+        let (proc, sysfs) = (&pod.settings.proc, &pod.settings.sysfs);
+        let stats = subject.measure(proc, sysfs, request.with_files, until).await;
         response.containers.push(stats);
     }
     Ok(response)
 }
 
-fn container_stats(pod: &Pod, container: &Arc<Container>, with_files: bool) -> ContainerStats {
-    let path = container.cgroup.path();
-    ContainerStats {
-        container_id: container.id.clone(),
-        cgroup: Some(cgroup::stats::read(path)),
-        devices: cgroup::stats::devices(path, &pod.settings.sysfs),
-        files: with_files.then(|| files::open(path, container.init.pid(), &pod.settings.proc)),
-        ..ContainerStats::default()
+/// What is measured of a container.
+#[derive(Debug)]
+pub(crate) struct Subject<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) init: u32,
+    /// `None`: there are only the numbers of files.
+    pub(crate) cgroup: Option<&'a Path>,
+    pub(crate) writable: &'a Writable,
+    /// Stands for an upper layer that is too large to be counted, where it is the pod's alone.
+    pub(crate) scratch: Option<&'a FilesystemStats>,
+}
+
+impl Subject<'_> {
+    /// The upper layer's numbers are those that are known at `until`.
+    pub(crate) async fn measure(
+        &self,
+        proc: &Path,
+        sysfs: &Path,
+        with_files: bool,
+        until: Instant,
+    ) -> ContainerStats {
+        let known = self.writable.known(until).await;
+        let mut stats = ContainerStats {
+            container_id: self.id.to_owned(),
+            ..ContainerStats::default()
+        };
+        if let Some(path) = self.cgroup {
+            stats.cgroup = Some(cgroup::stats::read(path));
+            stats.devices = cgroup::stats::devices(path, sysfs);
+            stats.files = with_files.then(|| files::open(path, self.init, proc));
+        }
+        set_written(&mut stats, known, self.scratch);
+        stats
     }
 }
 
@@ -86,7 +115,8 @@ fn set_written(stats: &mut ContainerStats, known: Known, scratch: Option<&Filesy
     };
 }
 
-fn filesystem(path: &Path) -> Option<FilesystemStats> {
+/// The size of the file system that `path` is on.
+pub(crate) fn filesystem(path: &Path) -> Option<FilesystemStats> {
     let stat = rustix::fs::statvfs(path).ok()?;
     Some(FilesystemStats {
         size_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),

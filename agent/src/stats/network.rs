@@ -7,7 +7,7 @@ use proto::agent::v1::InterfaceStats;
 use crate::cgroup::files::text;
 
 /// proc_pid_net(5), net/dev: two lines of headings, then "name: 8 receive counters, 8 transmit counters".
-pub(super) fn interfaces(proc: &Path) -> Vec<InterfaceStats> {
+pub(crate) fn interfaces(proc: &Path) -> Vec<InterfaceStats> {
     text(&proc.join("net/dev"))
         .lines()
         .filter_map(interface)

@@ -39,6 +39,11 @@ impl ProcessEnds {
     pub(crate) fn borrow(&self) -> [BorrowedFd<'_>; 3] {
         [self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd()]
     }
+
+    /// In the order of their numbers.
+    pub(crate) fn into_descriptors(self) -> [OwnedFd; 3] {
+        [self.stdin, self.stdout, self.stderr]
+    }
 }
 
 /// Pipes for a process without a terminal; without stdin it reads /dev/null.

@@ -5,6 +5,7 @@
 pub(crate) mod bpf;
 pub(crate) mod clone;
 pub(crate) mod exec;
+pub(crate) mod loop_device;
 pub(crate) mod mount;
 pub(crate) mod random;
 pub(crate) mod readiness;

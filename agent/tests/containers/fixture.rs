@@ -200,8 +200,8 @@ fn run(
         let layer = Disk {
             pci_address: layer.to_owned(),
             filesystem: "erofs".to_owned(),
-            dax: false,
             read_only: true,
+            ..Disk::default()
         };
         let fixture = Fixture {
             agent,

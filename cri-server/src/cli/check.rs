@@ -14,6 +14,7 @@ use proto::machine::{CONFIG_VERSION, Console, FileSource, MachineConfig, Vcpus, 
 use crate::{
     config::Config,
     guest::ReadyListener,
+    host::HostPodsConfig,
     machine::{LaunchSpec, Launcher as _, Layout, MachineCgroup, ScratchTemplate, VmmLauncher},
     network::CniNetwork,
     sandbox::{chain, new_id},
@@ -22,7 +23,7 @@ use crate::{
 /// What can be checked alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// VMM, kernel and initramfs
+    /// VMM, kernel and initramfs; the shim and the OCI runtime where pods may run on the host
     Files,
     /// The guest kernel boots and its agent answers
     Kvm,
@@ -47,6 +48,8 @@ struct Problem {
     remedy: String,
 }
 
+/// What a program begins with.
+const ELF: &[u8] = b"\x7fELF";
 /// Free space that a node should have, bytes.
 const FREE: u64 = 1024 * 1024 * 1024;
 
@@ -100,18 +103,17 @@ fn problem(what: impl Into<String>, remedy: impl Into<String>) -> Problem {
 
 fn files(config: &Config) -> Vec<Finding> {
     let machine = &config.machine;
-    let elf: &[u8] = b"\x7fELF";
-    [
+    let mut findings: Vec<Finding> = [
         (
             "vmm",
             &machine.vmm,
-            elf,
+            ELF,
             "install clearpod-vmm, or set machine.vmm",
         ),
         (
             "kernel",
             &machine.kernel,
-            elf,
+            ELF,
             "build it with deploy/kernel/build, or set machine.kernel",
         ),
         (
@@ -126,7 +128,30 @@ fn files(config: &Config) -> Vec<Finding> {
         name,
         result: begins_with(path, magic).map_err(|what| problem(what, remedy)),
     })
-    .collect()
+    .collect();
+    if config.host_pods.enabled {
+        findings.extend(host_pods(&config.host_pods));
+    }
+    findings
+}
+
+/// Only where pods may run on the host.
+fn host_pods(config: &HostPodsConfig) -> [Finding; 2] {
+    let shim = begins_with(&config.shim(), ELF);
+    let runtime = config
+        .find_runtime()
+        .map(|path| path.display().to_string())
+        .ok_or_else(|| format!("there is no {}", config.runtime.display()));
+    [
+        Finding {
+            name: "shim",
+            result: shim.map_err(|what| problem(what, "install clearpod-shim, or set host_pods.shim")),
+        },
+        Finding {
+            name: "oci-runtime",
+            result: runtime.map_err(|what| problem(what, "install crun or runc, or set host_pods.runtime")),
+        },
+    ]
 }
 
 fn begins_with(path: &Path, magic: &[u8]) -> Result<String, String> {

@@ -6,6 +6,7 @@
 mod capabilities;
 pub(crate) mod exec;
 mod files;
+pub(crate) mod host_spec;
 pub(crate) mod limits;
 mod seccomp;
 pub(crate) mod signal;

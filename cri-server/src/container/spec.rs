@@ -56,6 +56,36 @@ pub(crate) async fn plan(
     refuse_unsupported(config)?;
     let linux = config.linux.clone().unwrap_or_default();
     let security = linux.security_context.clone().unwrap_or_default();
+    let common = common(container_id, config, image, defaults).await?;
+    let termination_log_path = termination_log(config);
+    let (mounts, termination_log) = mounts(config, &termination_log_path, defaults).await?;
+    let request = agent::CreateContainerRequest {
+        mounts,
+        namespaces: Some(namespaces(&security)?),
+        resources: Some(resources(linux.resources.as_ref(), machine.vcpus)?),
+        termination_log_path: if termination_log.is_some() {
+            termination_log_path
+        } else {
+            String::new()
+        },
+        ..common
+    };
+    Ok(ContainerPlan {
+        request,
+        termination_log,
+        log_path: log_path(machine.sandbox, config)?,
+    })
+}
+
+/// What a container of either kind of pod is: its process, what confines it, its root.
+pub(super) async fn common(
+    container_id: &str,
+    config: &cri::ContainerConfig,
+    image: &RunConfig,
+    defaults: &ContainerDefaults,
+) -> Result<agent::CreateContainerRequest, RequestError> {
+    let linux = config.linux.clone().unwrap_or_default();
+    let security = linux.security_context.unwrap_or_default();
     let capabilities = capabilities::sets(security.capabilities.as_ref(), security.privileged)?;
     let confinement = if security.privileged {
         Vec::new()
@@ -63,25 +93,19 @@ pub(crate) async fn plan(
         let wish = security.seccomp.as_ref();
         seccomp::profile("linux.security_context.seccomp", wish, &capabilities.bounding).await?
     };
-    let termination_log_path = termination_log(config);
-    let (mounts, termination_log) = mounts(config, &termination_log_path, defaults).await?;
     let (masked_paths, read_only_paths) = if security.privileged {
         Default::default()
     } else {
         (security.masked_paths.clone(), security.readonly_paths.clone())
     };
-    let request = agent::CreateContainerRequest {
+    Ok(agent::CreateContainerRequest {
         container_id: container_id.to_owned(),
-        layers: Vec::new(),
         read_only_rootfs: security.readonly_rootfs,
-        mounts,
         process: Some(agent::Process {
             args: command(config, image)?,
             stdin: config.stdin,
             ..process(config, image, defaults)?
         }),
-        namespaces: Some(namespaces(&security)?),
-        resources: Some(resources(linux.resources.as_ref(), machine.vcpus)?),
         security: Some(agent::Security {
             capabilities: Some(capabilities),
             no_new_privileges: security.no_new_privs,
@@ -90,18 +114,7 @@ pub(crate) async fn plan(
             read_only_paths,
             privileged: security.privileged,
         }),
-        devices: Vec::new(),
-        sysctls: Default::default(),
-        termination_log_path: if termination_log.is_some() {
-            termination_log_path
-        } else {
-            String::new()
-        },
-    };
-    Ok(ContainerPlan {
-        request,
-        termination_log,
-        log_path: log_path(machine.sandbox, config)?,
+        ..agent::CreateContainerRequest::default()
     })
 }
 
@@ -262,12 +275,17 @@ pub(crate) fn refuse_host_namespaces(field: &str, wish: &cri::NamespaceOption) -
             "NODE: a pod in a virtual machine cannot share a namespace of the host",
         ));
     }
+    refuse_user_namespace(field, wish)
+}
+
+/// Neither kind of pod has them yet.
+pub(crate) fn refuse_user_namespace(field: &str, wish: &cri::NamespaceOption) -> Result<(), RequestError> {
     if let Some(users) = &wish.userns_options
         && users.mode() != NamespaceMode::Node
     {
         return Err(RequestError::unsupported(
             format!("{field}.userns_options"),
-            "user namespaces inside the guest",
+            "user namespaces of pods",
         ));
     }
     Ok(())
@@ -279,11 +297,11 @@ pub(crate) fn resources(
     wish: Option<&cri::LinuxContainerResources>,
     vcpus: u8,
 ) -> Result<agent::Resources, RequestError> {
-    let wish = wish.cloned().unwrap_or_default();
+    let (cpus, mems) = wish.map_or(("", ""), |wish| (&wish.cpuset_cpus, &wish.cpuset_mems));
     for (name, value, count) in [
-        ("cpuset_cpus", &wish.cpuset_cpus, vcpus),
+        ("cpuset_cpus", cpus, vcpus),
         // A guest has one memory node.
-        ("cpuset_mems", &wish.cpuset_mems, 1),
+        ("cpuset_mems", mems, 1),
     ] {
         if !value.is_empty() && !is_within(value, count) {
             let reason = format!(
@@ -296,6 +314,14 @@ pub(crate) fn resources(
             ));
         }
     }
+    resources_on_host(wish)
+}
+
+/// The same for a pod on the host, whose processors and memory nodes are the host's own.
+pub(crate) fn resources_on_host(
+    wish: Option<&cri::LinuxContainerResources>,
+) -> Result<agent::Resources, RequestError> {
+    let wish = wish.cloned().unwrap_or_default();
     let unsigned = |name: &str, value: i64| {
         u64::try_from(value).map_err(|_| {
             RequestError::invalid(format!("linux.resources.{name}"), format!("{value} is negative"))
@@ -316,7 +342,7 @@ pub(crate) fn resources(
         cpuset_cpus: wish.cpuset_cpus,
         cpuset_mems: wish.cpuset_mems,
         unified: wish.unified,
-        // kubelet names every page size with a limit of 0; a guest without such pages needs no limit.
+        // kubelet names every page size with a limit of 0; a kernel without such pages needs no limit.
         hugepage_limits: wish
             .hugepage_limits
             .into_iter()
@@ -354,23 +380,7 @@ async fn mounts(
     termination_log: &str,
     defaults: &ContainerDefaults,
 ) -> Result<(Vec<agent::Mount>, Option<PathBuf>), RequestError> {
-    let mut mounts: Vec<agent::Mount> = ["resolv.conf", "hosts", "hostname"]
-        .into_iter()
-        .filter(|name| {
-            let destination = format!("/etc/{name}");
-            !config
-                .mounts
-                .iter()
-                .any(|mount| mount.container_path == destination)
-        })
-        .map(|name| agent::Mount {
-            destination: format!("/etc/{name}"),
-            source: Some(agent::mount::Source::Sandbox(agent::SandboxSource {
-                name: name.to_owned(),
-            })),
-            ..agent::Mount::default()
-        })
-        .collect();
+    let mut mounts = sandbox_files(config);
     let mut budget = Budget::new(defaults);
     let mut termination_file = None;
     for (index, mount) in config.mounts.iter().enumerate() {
@@ -402,7 +412,48 @@ async fn mounts(
     Ok((mounts, termination_file))
 }
 
+/// The pod's own files, where the container mounts nothing else.
+pub(super) fn sandbox_files(config: &cri::ContainerConfig) -> Vec<agent::Mount> {
+    ["resolv.conf", "hosts", "hostname"]
+        .into_iter()
+        .filter(|name| {
+            let destination = format!("/etc/{name}");
+            !config
+                .mounts
+                .iter()
+                .any(|mount| mount.container_path == destination)
+        })
+        .map(|name| agent::Mount {
+            destination: format!("/etc/{name}"),
+            source: Some(agent::mount::Source::Sandbox(agent::SandboxSource {
+                name: name.to_owned(),
+            })),
+            ..agent::Mount::default()
+        })
+        .collect()
+}
+
 fn check_mount(index: usize, mount: &cri::Mount, is_termination_log: bool) -> Result<(), RequestError> {
+    check_mount_common(index, mount)?;
+    let field = |name: &str| format!("mounts[{index}].{name}");
+    if mount.propagation() != cri::MountPropagation::PropagationPrivate {
+        let reason = "mounts do not propagate between host and guest";
+        return Err(RequestError::unsupported(field("propagation"), reason));
+    }
+    // selinux_relabel: labels of host files mean nothing in the guest, which has no SELinux; kubelet sets it always.
+    let own_copy = is_termination_log || OWN_COPIES.contains(&mount.container_path.as_str());
+    if !mount.readonly && !own_copy {
+        let reason = format!(
+            "{} is writable, and directories of the host are not shared with the guest yet",
+            mount.host_path
+        );
+        return Err(RequestError::unsupported(field("host_path"), reason));
+    }
+    Ok(())
+}
+
+/// What holds for mounts of either kind of pod.
+pub(super) fn check_mount_common(index: usize, mount: &cri::Mount) -> Result<(), RequestError> {
     let field = |name: &str| format!("mounts[{index}].{name}");
     if !mount.container_path.starts_with('/') {
         return Err(RequestError::invalid(field("container_path"), "no absolute path"));
@@ -416,10 +467,6 @@ fn check_mount(index: usize, mount: &cri::Mount, is_termination_log: bool) -> Re
     if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
         return Err(RequestError::unsupported(field("image"), "image volumes"));
     }
-    if mount.propagation() != cri::MountPropagation::PropagationPrivate {
-        let reason = "mounts do not propagate between host and guest";
-        return Err(RequestError::unsupported(field("propagation"), reason));
-    }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         return Err(RequestError::unsupported(
             field("uidMappings"),
@@ -429,22 +476,13 @@ fn check_mount(index: usize, mount: &cri::Mount, is_termination_log: bool) -> Re
     if !mount.mount_options.is_empty() {
         return Err(RequestError::unsupported(field("mount_options"), "mount options"));
     }
-    // selinux_relabel: labels of host files mean nothing in the guest, which has no SELinux; kubelet sets it always.
-    let own_copy = is_termination_log || OWN_COPIES.contains(&mount.container_path.as_str());
-    if !mount.readonly && !own_copy {
-        let reason = format!(
-            "{} is writable, and directories of the host are not shared with the guest yet",
-            mount.host_path
-        );
-        return Err(RequestError::unsupported(field("host_path"), reason));
-    }
     if !mount.host_path.starts_with('/') {
         return Err(RequestError::invalid(field("host_path"), "no absolute path"));
     }
     Ok(())
 }
 
-fn log_path(
+pub(super) fn log_path(
     sandbox: &cri::PodSandboxConfig,
     config: &cri::ContainerConfig,
 ) -> Result<Option<PathBuf>, RequestError> {

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::convert;
 use crate::{
     clock::now_ns,
+    host::Kind,
     sandbox::{Node, RequestError, SandboxView},
 };
 
@@ -32,14 +33,19 @@ pub(super) async fn handle(
 }
 
 async fn info(view: &SandboxView) -> HashMap<String, String> {
-    let console = match &view.machine {
+    let console = match view.machine.as_ref().map(|machine| &machine.control) {
         // A VMM that does not answer is shown without its console.
-        Some(machine) => machine.control.console(CONSOLE).await.unwrap_or_default(),
+        Some(Some(control)) => control.console(CONSOLE).await.unwrap_or_default(),
+        Some(None) => String::new(),
         None => view.console.clone(),
     };
-    let machine = view.machine.as_ref();
+    let running = view.machine.as_ref();
+    let machine = running.filter(|machine| machine.kind == Kind::Machine);
+    let host = running.filter(|machine| machine.kind != Kind::Machine);
     let value = json!({
+        "kind": running.map(|machine| if machine.kind == Kind::Machine { "machine" } else { "host" }),
         "vmm_pid": machine.map(|machine| machine.pid),
+        "shim_pid": host.map(|machine| machine.pid),
         "memory_mib": machine.map(|machine| machine.memory_mib),
         "vcpus": machine.map(|machine| machine.vcpus),
         "state": view.state,

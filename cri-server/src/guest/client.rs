@@ -82,7 +82,12 @@ impl GuestClient {
     /// A client for the guest of the Machine at `layout`; nothing is connected yet. Needs a tokio runtime.
     #[must_use]
     pub fn new(layout: &Layout) -> Self {
-        let dialer = Dialer::new(layout);
+        Self::over(Dialer::new(layout))
+    }
+
+    /// The same for whatever `dialer` reaches.
+    #[must_use]
+    pub fn over(dialer: Dialer) -> Self {
         let connector = tower::service_fn(move |_: Uri| {
             let dialer = dialer.clone();
             async move { dialer.dial(AGENT_PORT).await.map(TokioIo::new) }

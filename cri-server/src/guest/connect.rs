@@ -1,10 +1,12 @@
-//! Dials ports of a guest through the VMM's unix socket. Bytes only: what is spoken on a port is said elsewhere.
+//! Dials ports of a guest through the VMM's unix socket, and of a host pod's shim through a socket per port. Bytes only: what is
+//! spoken on a port is said elsewhere.
 //!
-//! Protocol (`proto::machine::Vsock`): we send `CONNECT <port>\n`, the VMM answers `OK <n>\n` when the guest accepted, or
+//! Protocol of the VMM's socket (`proto::machine::Vsock`): we send `CONNECT <port>\n`, the VMM answers `OK <n>\n` when the guest accepted, or
 //! closes.
 
 use std::{io, path::PathBuf, time::Duration};
 
+use proto::host::port_socket;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
@@ -21,8 +23,26 @@ const MAX_ANSWER: usize = 14;
 /// Opens connections to one guest. Nothing is open between dials.
 #[derive(Debug, Clone)]
 pub struct Dialer {
-    socket: PathBuf,
+    way: Way,
     deadline: Duration,
+}
+
+/// How a port is reached.
+#[derive(Debug, Clone)]
+enum Way {
+    /// The VMM's socket, which muxes all ports.
+    Vsock(PathBuf),
+    /// A directory with a socket for each port.
+    Sockets(PathBuf),
+}
+
+impl Way {
+    fn socket(&self, port: u32) -> PathBuf {
+        match self {
+            Self::Vsock(socket) => socket.clone(),
+            Self::Sockets(directory) => directory.join(port_socket(port)),
+        }
+    }
 }
 
 /// Why there is no connection.
@@ -41,7 +61,7 @@ pub enum DialError {
     Io {
         /// Which port.
         port: u32,
-        /// The VMM's socket.
+        /// The socket that was dialled.
         socket: PathBuf,
         /// The operating system's answer; end of file is a refusal.
         source: io::Error,
@@ -53,7 +73,16 @@ impl Dialer {
     #[must_use]
     pub fn new(layout: &Layout) -> Self {
         Self {
-            socket: layout.vsock(),
+            way: Way::Vsock(layout.vsock()),
+            deadline: DEADLINE,
+        }
+    }
+
+    /// A dialer for the shim of the host pod at `layout`.
+    #[must_use]
+    pub fn of_shim(layout: &Layout) -> Self {
+        Self {
+            way: Way::Sockets(layout.directory().to_owned()),
             deadline: DEADLINE,
         }
     }
@@ -72,7 +101,7 @@ impl Dialer {
         match timeout(self.deadline, self.connect(port)).await {
             Ok(connected) => connected.map_err(|source| DialError::Io {
                 port,
-                socket: self.socket.clone(),
+                socket: self.way.socket(port),
                 source,
             }),
             Err(_) => Err(DialError::Timeout {
@@ -83,7 +112,10 @@ impl Dialer {
     }
 
     async fn connect(&self, port: u32) -> io::Result<UnixStream> {
-        let mut stream = unix_socket::connect(&self.socket).await?;
+        let mut stream = unix_socket::connect(&self.way.socket(port)).await?;
+        if matches!(self.way, Way::Sockets(_)) {
+            return Ok(stream);
+        }
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
         let mut answer = Vec::with_capacity(MAX_ANSWER);
         // Byte by byte: what follows the line belongs to the guest's protocol.
@@ -163,6 +195,21 @@ mod tests {
             let result = dial_against(answer, b"").await;
             assert!(matches!(result, Err(DialError::Io { .. })), "{result:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn each_port_of_a_shim_is_a_socket_without_a_handshake() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path(), "m").unwrap();
+        layout.create().unwrap();
+        let dialer = Dialer::of_shim(&layout);
+        assert!(matches!(dialer.dial(7).await, Err(DialError::Io { .. })));
+        let listener = unix_socket::listen(&layout.directory().join("port-7.sock")).unwrap();
+        let (dialled, accepted) = tokio::join!(dialer.dial(7), listener.accept());
+        accepted.unwrap().0.write_all(b"first").await.unwrap();
+        let mut bytes = Vec::new();
+        dialled.unwrap().read_to_end(&mut bytes).await.unwrap();
+        assert_eq!(bytes, b"first");
     }
 
     #[tokio::test]

@@ -209,7 +209,7 @@ impl MachineCgroup {
         }
     }
 
-    /// Removes the cgroup; waits up to `patience` for killed processes to leave it. A cgroup that does not exist is fine.
+    /// Removes the cgroup and those below it; waits up to `patience` for killed processes to leave it. A cgroup that does not exist is fine.
     /// Blocks: call it where blocking is allowed.
     ///
     /// # Errors
@@ -217,7 +217,7 @@ impl MachineCgroup {
     pub fn remove(&self, patience: Duration) -> Result<(), CgroupError> {
         let until = Instant::now() + patience;
         loop {
-            match std::fs::remove_dir(&self.directory) {
+            match remove_tree(&self.directory) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 // rmdir(2) of a cgroup: EBUSY while processes are in it.
@@ -243,6 +243,17 @@ impl MachineCgroup {
             .and_then(|events| oom_kills(&events))
             .unwrap_or(0)
     }
+}
+
+/// A cgroup with children cannot be removed, and its files go with it.
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    std::fs::remove_dir(directory)
 }
 
 fn oom_kills(events: &str) -> Option<u64> {

@@ -17,7 +17,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use proto::machine::{FileSource, MachineConfig};
+use proto::{
+    host::HostConfig,
+    machine::{FileSource, MachineConfig},
+};
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{
@@ -38,6 +41,17 @@ pub struct LaunchSpec {
     /// Descriptors that the VMM inherits; closed in the daemon when the call returns.
     pub inherited: Vec<OwnedFd>,
     /// cgroup directory which the VMM is in from its first instruction on.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// What the shim of a host pod is started with.
+#[derive(Debug)]
+pub struct ShimSpec {
+    /// The pod's directory, which exists; the shim's working directory.
+    pub layout: Layout,
+    /// Its configuration.
+    pub config: HostConfig,
+    /// cgroup directory which the shim is in from its first instruction on.
     pub cgroup: Option<PathBuf>,
 }
 
@@ -102,28 +116,63 @@ pub trait Launcher: Send + Sync + std::fmt::Debug {
     /// [`LaunchError`]; no process is left behind then.
     async fn launch(&self, spec: LaunchSpec) -> Result<Process, LaunchError>;
 
-    /// Takes over the running VMM of a Machine whose directory was found. It may end at any moment.
+    /// Starts the shim of a host pod, which is to its pod what a VMM is: the same holds of it.
+    ///
+    /// # Errors
+    /// [`LaunchError`]; no process is left behind then.
+    async fn launch_shim(&self, spec: ShimSpec) -> Result<Process, LaunchError>;
+
+    /// Takes over the running VMM or shim of a Machine whose directory was found. It may end at any moment.
     ///
     /// # Errors
     /// [`AdoptError`]; only after `Gone` and `NeverStarted` is it certain that no VMM runs.
     async fn adopt(&self, layout: &Layout) -> Result<Process, AdoptError>;
 }
 
-/// Starts `clearpod-vmm`.
+/// Starts `clearpod-vmm` and `clearpod-shim`.
 #[derive(Debug)]
 pub struct VmmLauncher {
     program: PathBuf,
+    shim: PathBuf,
     monitors: Mutex<JoinSet<()>>,
 }
 
 impl VmmLauncher {
-    /// A launcher of the program at this path.
+    /// A launcher of the VMM at this path; of shims see [`Self::with_shim`].
     #[must_use]
     pub fn new(program: PathBuf) -> Self {
         Self {
             program,
+            shim: PathBuf::new(),
             monitors: Mutex::new(JoinSet::new()),
         }
+    }
+
+    /// The same with the shim at this path.
+    #[must_use]
+    pub fn with_shim(self, shim: PathBuf) -> Self {
+        Self { shim, ..self }
+    }
+
+    /// Runs `start`, which blocks, and watches the process that it started.
+    async fn started(
+        &self,
+        id: String,
+        start: impl FnOnce() -> Result<Identity, LaunchError> + Send + 'static,
+    ) -> Result<Process, LaunchError> {
+        let step = |step| {
+            let id = id.clone();
+            move |source| LaunchError::Step { id, step, source }
+        };
+        // Fork copies the daemon's page tables and exec reads the program: too long for an async thread.
+        let identity = tokio::task::spawn_blocking(start)
+            .await
+            .map_err(io::Error::other)
+            .map_err(step("start the process"))??;
+        let watched = Watched::open(&identity)
+            .and_then(|watched| watched.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)))
+            .map_err(step("watch the process"))?;
+        Ok(self.monitor(&identity, watched))
     }
 
     fn monitor(&self, identity: &Identity, watched: Watched) -> Process {
@@ -139,21 +188,15 @@ impl VmmLauncher {
 #[async_trait]
 impl Launcher for VmmLauncher {
     async fn launch(&self, spec: LaunchSpec) -> Result<Process, LaunchError> {
-        let id = spec.layout.id().to_owned();
-        let step = |step| {
-            let id = id.clone();
-            move |source| LaunchError::Step { id, step, source }
-        };
         let program = self.program.clone();
-        // Fork copies the daemon's page tables and exec reads the program: too long for an async thread.
-        let identity = tokio::task::spawn_blocking(move || start(&program, spec))
+        self.started(spec.layout.id().to_owned(), move || start(&program, spec))
             .await
-            .map_err(io::Error::other)
-            .map_err(step("start the VMM"))??;
-        let watched = Watched::open(&identity)
-            .and_then(|watched| watched.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)))
-            .map_err(step("watch the VMM"))?;
-        Ok(self.monitor(&identity, watched))
+    }
+
+    async fn launch_shim(&self, spec: ShimSpec) -> Result<Process, LaunchError> {
+        let program = self.shim.clone();
+        self.started(spec.layout.id().to_owned(), move || start_shim(&program, &spec))
+            .await
     }
 
     async fn adopt(&self, layout: &Layout) -> Result<Process, AdoptError> {
@@ -189,16 +232,55 @@ fn start(program: &Path, mut spec: LaunchSpec) -> Result<Identity, LaunchError> 
         .map_err(io::Error::from)
         .map_err(step("encode the configuration"))?;
     fs_err::write(spec.layout.config(), config).map_err(step("write the configuration"))?;
+    spawn_recorded(
+        program,
+        "machine.json",
+        &spec.layout,
+        spec.cgroup.as_deref(),
+        spec.inherited,
+    )
+}
+
+/// The same for a shim.
+fn start_shim(program: &Path, spec: &ShimSpec) -> Result<Identity, LaunchError> {
+    let step = |step| {
+        let id = spec.layout.id().to_owned();
+        move |source| LaunchError::Step { id, step, source }
+    };
+    let config = serde_json::to_vec_pretty(&spec.config)
+        .map_err(io::Error::from)
+        .map_err(step("encode the configuration"))?;
+    fs_err::write(spec.layout.shim_config(), config).map_err(step("write the configuration"))?;
+    spawn_recorded(
+        program,
+        Layout::SHIM_CONFIG,
+        &spec.layout,
+        spec.cgroup.as_deref(),
+        Vec::new(),
+    )
+}
+
+/// Starts `program --config config` in the directory of `layout` and records who it is.
+fn spawn_recorded(
+    program: &Path,
+    config: &str,
+    layout: &Layout,
+    cgroup: Option<&Path>,
+    inherited: Vec<OwnedFd>,
+) -> Result<Identity, LaunchError> {
+    let id = layout.id().to_owned();
+    let step = |step| {
+        let id = id.clone();
+        move |source| LaunchError::Step { id, step, source }
+    };
     let log = File::options()
         .create(true)
         .append(true)
         .mode(0o600)
-        .open(spec.layout.vmm_log())
+        .open(layout.vmm_log())
         .map_err(step("open vmm.log"))?;
     let errors = log.try_clone().map_err(step("open vmm.log"))?;
-    let cgroup_procs = spec
-        .cgroup
-        .as_deref()
+    let cgroup_procs = cgroup
         .map(|cgroup| File::options().write(true).open(cgroup.join("cgroup.procs")))
         .transpose()
         .map_err(step("open cgroup.procs"))?;
@@ -206,30 +288,30 @@ fn start(program: &Path, mut spec: LaunchSpec) -> Result<Identity, LaunchError> 
     let mut command = Command::new(program);
     command
         .arg("--config")
-        .arg("machine.json")
-        .current_dir(spec.layout.directory())
+        .arg(config)
+        .current_dir(layout.directory())
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(errors);
-    spawn::detach(&mut command, cgroup_procs, spec.inherited);
-    let mut child = command.spawn().map_err(step("start the VMM"))?;
+    spawn::detach(&mut command, cgroup_procs, inherited);
+    let mut child = command.spawn().map_err(step("start the program"))?;
 
     // The child is not reaped before this function ends, so its pid is its own.
     let recorded = Identity::read(child.id()).and_then(|identity| {
-        identity.store(&spec.layout.process())?;
+        identity.store(&layout.process())?;
         Ok(identity)
     });
     let pid = child.id();
     let identity = recorded.map_err(|error| {
         // Unrecorded it would be lost to a later daemon, so it must not run.
         if let Err(error) = child.kill().and_then(|()| child.wait()) {
-            tracing::error!(machine = id, pid = child.id(), %error, "an unrecorded VMM could not be killed");
+            tracing::error!(machine = id, pid = child.id(), %error, "an unrecorded process could not be killed");
         }
         step("record the process")(error)
     })?;
     // The daemon may be protected from the host's out-of-memory killer (systemd's OOMScoreAdjust); a pod must not be.
     if let Err(error) = fs_err::write(format!("/proc/{pid}/oom_score_adj"), "0") {
-        tracing::debug!(machine = id, pid, %error, "oom_score_adj of the VMM is the daemon's");
+        tracing::debug!(machine = id, pid, %error, "oom_score_adj of the process is the daemon's");
     }
     Ok(identity)
 }

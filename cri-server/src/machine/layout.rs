@@ -42,6 +42,8 @@ impl Layout {
     pub const VSOCK: &'static str = "vsock.sock";
     /// Name of the file that the VMM writes the console ring to at its end (`Console::dump`).
     pub const CONSOLE_LOG: &'static str = "console.log";
+    /// Name of the shim's configuration in a host pod's directory.
+    pub const SHIM_CONFIG: &'static str = "shim.json";
     /// Name of the scratch disk.
     pub const SCRATCH: &'static str = "scratch.img";
 
@@ -139,7 +141,13 @@ impl Layout {
         self.directory.join("machine.json")
     }
 
-    /// `process.json`: which process is the VMM, written and read by the launcher.
+    /// `shim.json`: `HostConfig`, written by the launcher, read by the shim of a host pod.
+    #[must_use]
+    pub fn shim_config(&self) -> PathBuf {
+        self.directory.join(Self::SHIM_CONFIG)
+    }
+
+    /// `process.json`: which process is the VMM or the shim, written and read by the launcher.
     #[must_use]
     pub fn process(&self) -> PathBuf {
         self.directory.join("process.json")
@@ -163,7 +171,7 @@ impl Layout {
         self.directory.join(format!("{}_{port}", Self::VSOCK))
     }
 
-    /// Standard output and error of the VMM.
+    /// Standard output and error of the VMM, or of the shim.
     #[must_use]
     pub fn vmm_log(&self) -> PathBuf {
         self.directory.join("vmm.log")

@@ -14,7 +14,7 @@ mod scratch;
 
 pub use cgroup::{CgroupError, CgroupLimits, MachineCgroup};
 pub use control::{ControlClient, ControlError};
-pub use launcher::{AdoptError, LaunchError, LaunchSpec, Launcher, VmmLauncher};
+pub use launcher::{AdoptError, LaunchError, LaunchSpec, Launcher, ShimSpec, VmmLauncher};
 pub use layout::{Layout, LayoutError};
 pub use process::{Kill, MachineExit, Process};
 pub use scratch::{ScratchError, ScratchTemplate};

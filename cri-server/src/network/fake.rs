@@ -27,6 +27,7 @@ struct State {
     attach: Behaviour,
     detach: Behaviour,
     not_ready: Option<String>,
+    namespace: Option<PathBuf>,
     /// Sandboxes with a namespace; true once attached.
     pods: BTreeMap<String, bool>,
     next_host: u8,
@@ -61,6 +62,11 @@ impl FakeNetwork {
     /// `None`: ready.
     pub fn set_not_ready(&self, message: Option<String>) {
         self.state().not_ready = message;
+    }
+
+    /// A real namespace for pods without a Machine, which are real in some tests.
+    pub fn set_namespace(&self, path: PathBuf) {
+        self.state().namespace = Some(path);
     }
 
     /// Sandboxes of which something is left.
@@ -114,6 +120,15 @@ impl Network for FakeNetwork {
             ips: vec![[10, 88, 0, host].into()],
             ..Attachment::default()
         })
+    }
+
+    async fn prepare_plain(&self, sandbox_id: &str) -> Result<PathBuf, NetworkError> {
+        let made_up = self.prepare(sandbox_id).await?.namespace;
+        Ok(self.state().namespace.clone().unwrap_or(made_up))
+    }
+
+    async fn attach_plain(&self, pod: &PodNetwork) -> Result<Attachment, NetworkError> {
+        self.attach(pod).await
     }
 
     async fn detach(&self, sandbox_id: &str) -> Result<(), NetworkError> {

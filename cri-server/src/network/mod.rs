@@ -195,6 +195,12 @@ pub trait Network: Send + Sync + fmt::Debug {
     /// Runs the plugins' ADD in the prepared namespace and joins their interface with the tap.
     async fn attach(&self, pod: &PodNetwork) -> Result<Attachment, NetworkError>;
 
+    /// Makes the namespace of a pod that has no Machine: its own stack speaks, and there is no tap.
+    async fn prepare_plain(&self, sandbox_id: &str) -> Result<PathBuf, NetworkError>;
+
+    /// Runs the plugins' ADD in such a namespace.
+    async fn attach_plain(&self, pod: &PodNetwork) -> Result<Attachment, NetworkError>;
+
     /// Runs the plugins' DEL and removes the namespace. Idempotent, and enough after a `prepare` or an `attach` that
     /// did not end: what DEL needs was stored before ADD.
     async fn detach(&self, sandbox_id: &str) -> Result<(), NetworkError>;

@@ -11,7 +11,7 @@ use super::{
     cni::{self, Record},
     conflist::{NetworkList, plugin_type},
     links, namespace, namespace_path,
-    netlink::{Netlink, failed},
+    netlink::{Link, Netlink, failed},
     plugin, redirect,
     result::CniResult,
     sys,
@@ -66,11 +66,24 @@ impl CniNetwork {
         cni::check(&self.config, sandbox_id).await
     }
 
+    async fn add(&self, pod: &PodNetwork, with_tap: bool) -> Result<Attachment, NetworkError> {
+        let closed = |_| NetworkError::Unsupported("the daemon is shutting down".to_owned());
+        let _permit = self.adds.acquire().await.map_err(closed)?;
+        let result = cni::add(&self.config, pod).await?;
+        self.join(pod, result, with_tap).await
+    }
+
     fn namespace(&self, sandbox_id: &str) -> PathBuf {
         namespace_path(&self.config.namespace_dir, sandbox_id)
     }
 
-    async fn join(&self, pod: &PodNetwork, result: serde_json::Value) -> Result<Attachment, NetworkError> {
+    /// `with_tap`: the tap takes the place of the namespace's own stack.
+    async fn join(
+        &self,
+        pod: &PodNetwork,
+        result: serde_json::Value,
+        with_tap: bool,
+    ) -> Result<Attachment, NetworkError> {
         let answer = |problem: String| NetworkError::PluginAnswer {
             plugin: "chain".into(),
             command: "ADD",
@@ -80,19 +93,9 @@ impl CniNetwork {
         let ips = told.ips(INTERFACE).map_err(answer)?;
         let netlink = Netlink::connect(&self.namespace(&pod.sandbox_id)).await?;
         let eth = netlink.link(INTERFACE).await?;
-        let tap = netlink.link(TAP).await?;
-        let up = rtnetlink::LinkUnspec::new_with_index(tap.index)
-            .mtu(eth.mtu)
-            .up()
-            .build();
-        netlink
-            .handle
-            .link()
-            .set(up)
-            .execute()
-            .await
-            .map_err(failed(format!("set {TAP} up")))?;
-        redirect::join(&netlink, &eth, &tap).await?;
+        if with_tap {
+            join_tap(&netlink, &eth).await?;
+        }
         let attachment = links::read(&netlink, &eth).await?;
         Ok(Attachment {
             dns: told.dns(),
@@ -101,6 +104,22 @@ impl CniNetwork {
             ..attachment
         })
     }
+}
+
+async fn join_tap(netlink: &Netlink, eth: &Link) -> Result<(), NetworkError> {
+    let tap = netlink.link(TAP).await?;
+    let up = rtnetlink::LinkUnspec::new_with_index(tap.index)
+        .mtu(eth.mtu)
+        .up()
+        .build();
+    netlink
+        .handle
+        .link()
+        .set(up)
+        .execute()
+        .await
+        .map_err(failed(format!("set {TAP} up")))?;
+    redirect::join(netlink, eth, &tap).await
 }
 
 #[async_trait]
@@ -128,10 +147,17 @@ impl Network for CniNetwork {
     }
 
     async fn attach(&self, pod: &PodNetwork) -> Result<Attachment, NetworkError> {
-        let closed = |_| NetworkError::Unsupported("the daemon is shutting down".to_owned());
-        let _permit = self.adds.acquire().await.map_err(closed)?;
-        let result = cni::add(&self.config, pod).await?;
-        self.join(pod, result).await
+        self.add(pod, true).await
+    }
+
+    async fn prepare_plain(&self, sandbox_id: &str) -> Result<PathBuf, NetworkError> {
+        let path = self.namespace(sandbox_id);
+        namespace::create(path.clone()).await?;
+        Ok(path)
+    }
+
+    async fn attach_plain(&self, pod: &PodNetwork) -> Result<Attachment, NetworkError> {
+        self.add(pod, false).await
     }
 
     async fn detach(&self, sandbox_id: &str) -> Result<(), NetworkError> {

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     clock::now_ns,
     container::{
+        host_spec,
         limits::Limits,
         signal,
         spec::{self, ContainerPlan, Surroundings},
@@ -26,6 +27,7 @@ use crate::{
     },
     failpoint,
     guest::{Created, Exit, GuestError, GuestEvent, Phase},
+    host::Kind,
     image::Image,
     stdio::{ContainerLog, LogSpec, OutputEvent, ProcessId},
     store::ContainerRecord,
@@ -138,12 +140,17 @@ impl Driver {
         })?;
         let id = new_id()?;
         let pod = self.request.config.clone().unwrap_or_default();
-        let surroundings = Surroundings {
-            sandbox: &pod,
-            vcpus: self.plan.vcpus,
-        };
         let defaults = &self.node.config.container;
-        let plan = spec::plan(&id, &config, surroundings, &image.config, defaults).await?;
+        let plan = match self.plan.kind {
+            Kind::Machine => {
+                let surroundings = Surroundings {
+                    sandbox: &pod,
+                    vcpus: self.plan.vcpus,
+                };
+                spec::plan(&id, &config, surroundings, &image.config, defaults).await?
+            }
+            Kind::Host(host) => host_spec::plan(&id, &config, &pod, &image.config, defaults, host).await?,
+        };
         let record = ContainerRecord {
             id: id.clone(),
             sandbox_id: self.record.id.clone(),

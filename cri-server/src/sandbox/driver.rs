@@ -237,7 +237,7 @@ impl Driver {
                 .map_err(RequestError::failed("reserve the sandbox"))?;
             failpoint::reached("start.reserved").await;
             let started = start(&self.node, &self.plan, &pod, &mut reached).await?;
-            self.record.attachment = Some(started.attachment);
+            self.record.attachment = started.attachment;
             self.record.timings = started.timings;
             self.live = Some(started.live);
             self.transition(StateInput::Started).await?;

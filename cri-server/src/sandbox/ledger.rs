@@ -12,6 +12,7 @@ use async_trait::async_trait;
 
 use super::{node::Node, plan::SandboxPlan, state::Acquired};
 use crate::{
+    host::end_leftovers,
     machine::AdoptError,
     undo::{Left, Undo, unwind},
 };
@@ -25,7 +26,8 @@ const CGROUP_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Ledger<'a> {
     node: &'a Node,
     plan: &'a SandboxPlan,
-    /// The VMM could not be ended, so its directory, where it is recorded, has to stay.
+    /// The VMM could not be ended, or a host pod's mounts are left, so the directory has to stay: what runs is recorded in it, and
+    /// what is mounted in it must not be removed.
     machine_stays: AtomicBool,
 }
 
@@ -43,6 +45,20 @@ impl<'a> Ledger<'a> {
         unwind(self, held).await
     }
 
+    /// Of either kind, because an orphan's is not known.
+    async fn remove_scratch(&self) -> io::Result<()> {
+        let root = self.node.config.scratch();
+        let disk = fs_err::tokio::remove_file(root.join(format!("{}.img", self.plan.id))).await;
+        let layers = fs_err::tokio::remove_dir_all(root.join(&self.plan.id)).await;
+        for removed in [disk, layers] {
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     async fn end_machine(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
         self.machine_stays.store(true, Ordering::Relaxed);
         match self.node.launcher.adopt(&self.plan.layout).await {
@@ -55,6 +71,8 @@ impl<'a> Ledger<'a> {
             Err(AdoptError::Gone { .. } | AdoptError::NeverStarted { .. }) => {}
             Err(error @ AdoptError::Unknown { .. }) => return Err(error.into()),
         }
+        let cgroup = self.plan.cgroup.as_ref().map(|plan| &plan.cgroup);
+        end_leftovers(&self.plan.layout, cgroup).await?;
         self.machine_stays.store(false, Ordering::Relaxed);
         Ok(())
     }
@@ -68,10 +86,11 @@ impl Undo for Ledger<'_> {
         match step {
             Acquired::Machine => self.end_machine().await?,
             Acquired::Network => self.node.network.detach(&self.plan.id).await?,
-            Acquired::Scratch => match fs_err::tokio::remove_file(&self.plan.scratch).await {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            },
+            // A host pod's containers may still have their layers mounted from there.
+            Acquired::Scratch if self.machine_stays.load(Ordering::Relaxed) => {
+                return Err("its machine could not be ended".into());
+            }
+            Acquired::Scratch => self.remove_scratch().await?,
             Acquired::Cgroup => {
                 if let Some(plan) = &self.plan.cgroup {
                     let cgroup = plan.cgroup.clone();
@@ -83,7 +102,7 @@ impl Undo for Ledger<'_> {
                 }
             }
             Acquired::Directory if self.machine_stays.load(Ordering::Relaxed) => {
-                return Err("its VMM could not be ended".into());
+                return Err("its machine could not be ended".into());
             }
             Acquired::Directory => {
                 let layout = self.plan.layout.clone();

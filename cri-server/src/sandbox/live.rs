@@ -15,8 +15,9 @@ use super::{error::RequestError, plan::SandboxPlan, view::MachineView};
 use crate::{
     config::{LayerTransport, MachineDefaults},
     guest::{Dialer, GuestClient},
+    host::Kind,
     image::{Image, ImageLease, Layer},
-    machine::{ControlClient, Layout, Process},
+    machine::{ControlClient, Process},
 };
 
 /// Names of devices that every Machine has.
@@ -37,7 +38,8 @@ const MIB: u64 = 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(super) process: Process,
-    pub(super) control: ControlClient,
+    /// A host pod has none.
+    pub(super) control: Option<ControlClient>,
     pub(super) guest: GuestClient,
     pub(super) dialer: Dialer,
     /// PCI address by device name.
@@ -47,13 +49,18 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// The connections to a Machine whose VMM runs. Nothing is opened yet.
-    pub(super) fn new(layout: &Layout, process: Process) -> Self {
+    /// The connections to a Machine whose VMM runs, or to a host pod whose shim does. Nothing is opened yet.
+    pub(super) fn new(plan: &SandboxPlan, process: Process) -> Self {
+        let layout = &plan.layout;
+        let (control, dialer) = match plan.kind {
+            Kind::Machine => (Some(ControlClient::new(layout)), Dialer::new(layout)),
+            Kind::Host(_) => (None, Dialer::of_shim(layout)),
+        };
         Self {
             process,
-            control: ControlClient::new(layout),
-            guest: GuestClient::new(layout),
-            dialer: Dialer::new(layout),
+            control,
+            guest: GuestClient::over(dialer.clone()),
+            dialer,
             devices: BTreeMap::new(),
             leases: BTreeMap::new(),
         }
@@ -61,6 +68,7 @@ impl Live {
 
     pub(super) fn view(&self, plan: &SandboxPlan) -> MachineView {
         MachineView {
+            kind: plan.kind.clone(),
             pid: self.process.pid(),
             memory_mib: plan.memory_mib,
             vcpus: plan.vcpus,
@@ -95,21 +103,27 @@ impl Live {
         }
     }
 
-    /// Puts the layers of `image` that are not there yet on the bus; returns all of them for the agent, lowest first.
+    /// Puts the layers of `image` that are not there yet on the bus; returns all of them for the agent, lowest first. A host pod's
+    /// shim mounts the files themselves.
     pub(super) async fn add_layers(
         &mut self,
         image: &Image,
         defaults: &MachineDefaults,
     ) -> Result<Vec<agent::Disk>, RequestError> {
         let mut disks = Vec::with_capacity(image.layers.len());
+        let control = self.control.clone();
         for layer in &image.layers {
-            disks.push(self.add_layer(layer, defaults).await?);
+            disks.push(match &control {
+                Some(control) => self.add_layer(control, layer, defaults).await?,
+                None => host_file(layer)?,
+            });
         }
         Ok(disks)
     }
 
     async fn add_layer(
         &mut self,
+        control: &ControlClient,
         layer: &Layer,
         defaults: &MachineDefaults,
     ) -> Result<agent::Disk, RequestError> {
@@ -141,14 +155,13 @@ impl Live {
             .await
             .map_err(RequestError::failed("open an image layer"))?
             .map_err(RequestError::failed("open an image layer"))?;
-        let pci_address =
-            self.control
-                .add_device(device, &[blob.as_fd()])
-                .await
-                .map_err(RequestError::failed(format!(
-                    "add layer {} to the machine",
-                    layer.diff_id
-                )))?;
+        let pci_address = control
+            .add_device(device, &[blob.as_fd()])
+            .await
+            .map_err(RequestError::failed(format!(
+                "add layer {} to the machine",
+                layer.diff_id
+            )))?;
         let disk = disk(&pci_address, dax);
         self.devices.insert(id, pci_address);
         Ok(disk)
@@ -161,5 +174,18 @@ fn disk(pci_address: &str, dax: bool) -> agent::Disk {
         filesystem: "erofs".to_owned(),
         dax,
         read_only: true,
+        host_path: String::new(),
     }
+}
+
+fn host_file(layer: &Layer) -> Result<agent::Disk, RequestError> {
+    let path = layer.path.to_str().ok_or_else(|| {
+        RequestError::failed("mount an image layer")(format!("{} is not UTF-8", layer.path.display()))
+    })?;
+    Ok(agent::Disk {
+        filesystem: "erofs".to_owned(),
+        read_only: true,
+        host_path: path.to_owned(),
+        ..agent::Disk::default()
+    })
 }

@@ -20,6 +20,7 @@ mod resize;
 mod room;
 mod run;
 mod start;
+mod start_host;
 mod state;
 mod stop;
 mod timings;

@@ -9,6 +9,7 @@ use super::{error::RequestError, quantity};
 use crate::{
     config::{CgroupDriver, Config},
     container::spec,
+    host::{self, HostPlan, Kind},
     machine::{CgroupLimits, Layout, MachineCgroup},
     network::{Bandwidth, Dns, PodNetwork, PortMapping},
 };
@@ -26,7 +27,9 @@ const MAX_HOSTNAME: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) struct SandboxPlan {
     pub(crate) id: String,
+    pub(crate) kind: Kind,
     pub(crate) layout: Layout,
+    /// A Machine's disk, or the directory of a host pod's writable layers.
     pub(crate) scratch: PathBuf,
     pub(crate) cgroup: Option<CgroupPlan>,
     pub(crate) network: PodNetwork,
@@ -47,11 +50,36 @@ pub(crate) struct CgroupPlan {
     pub(crate) limits: CgroupLimits,
 }
 
+/// Where a security context is, for messages.
+const SECURITY: &str = "config.linux.security_context";
+
 /// Translates a sandbox, or refuses it by field.
 pub(crate) fn plan(
     id: &str,
     request: &cri::RunPodSandboxRequest,
     config: &Config,
+) -> Result<SandboxPlan, RequestError> {
+    plan_as(id, request, config, |security, _| {
+        host::choose(SECURITY, security, &config.host_pods)
+    })
+}
+
+/// The same for a sandbox that was started before: of the kind that it was started as.
+pub(crate) fn plan_again(
+    id: &str,
+    request: &cri::RunPodSandboxRequest,
+    config: &Config,
+) -> Result<SandboxPlan, RequestError> {
+    plan_as(id, request, config, |security, layout| {
+        Ok(host::evidence(security, layout))
+    })
+}
+
+fn plan_as(
+    id: &str,
+    request: &cri::RunPodSandboxRequest,
+    config: &Config,
+    kind: impl FnOnce(&cri::LinuxSandboxSecurityContext, &Layout) -> Result<Kind, RequestError>,
 ) -> Result<SandboxPlan, RequestError> {
     let pod = request
         .config
@@ -67,8 +95,9 @@ pub(crate) fn plan(
         return Err(RequestError::invalid("runtime_handler", reason));
     }
     let linux = pod.linux.clone().unwrap_or_default();
-    refuse_unsupported(pod, &linux)?;
     let layout = Layout::new(&config.machines(), id).map_err(RequestError::failed("name the machine"))?;
+    let kind = kind(&linux.security_context.clone().unwrap_or_default(), &layout)?;
+    refuse_unsupported(pod, &linux, &kind)?;
     let (memory_mib, vcpus) = size(&linux, config)?;
     let hostname = if pod.hostname.is_empty() {
         &metadata.name
@@ -87,7 +116,11 @@ pub(crate) fn plan(
     Ok(SandboxPlan {
         id: id.to_owned(),
         layout,
-        scratch: config.scratch().join(format!("{id}.img")),
+        scratch: match kind {
+            Kind::Machine => config.scratch().join(format!("{id}.img")),
+            Kind::Host(_) => config.scratch().join(id),
+        },
+        kind,
         cgroup: cgroup(id, &linux, config)?,
         network: PodNetwork {
             sandbox_id: id.to_owned(),
@@ -109,20 +142,33 @@ pub(crate) fn plan(
 fn refuse_unsupported(
     pod: &cri::PodSandboxConfig,
     linux: &cri::LinuxPodSandboxConfig,
+    kind: &Kind,
 ) -> Result<(), RequestError> {
     if pod.windows.is_some() {
         return Err(RequestError::unsupported("config.windows", "Windows pods"));
     }
     let security = linux.security_context.clone().unwrap_or_default();
     let namespaces = security.namespace_options.clone().unwrap_or_default();
-    let field = "config.linux.security_context";
-    spec::refuse_host_namespaces(&format!("{field}.namespace_options"), &namespaces)?;
+    match kind {
+        // No process is the sandbox's own: labels are each container's.
+        Kind::Host(host) => return refuse_on_host(linux, &namespaces, *host),
+        Kind::Machine => spec::refuse_host_namespaces(&format!("{SECURITY}.namespace_options"), &namespaces)?,
+    }
     spec::refuse_labels(
-        field,
+        SECURITY,
         security.selinux_options.as_ref(),
         security.apparmor.as_ref(),
         "",
     )
+}
+
+fn refuse_on_host(
+    linux: &cri::LinuxPodSandboxConfig,
+    namespaces: &cri::NamespaceOption,
+    host: HostPlan,
+) -> Result<(), RequestError> {
+    spec::refuse_user_namespace(&format!("{SECURITY}.namespace_options"), namespaces)?;
+    host::sysctls("config.linux.sysctls", &linux.sysctls, host)
 }
 
 /// Memory in MiB and processors: the pod's limits and its overhead, else the defaults. Requests without a limit are not

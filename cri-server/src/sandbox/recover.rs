@@ -25,14 +25,14 @@ pub(crate) async fn recover(
     request: cri::RunPodSandboxRequest,
     containers: Vec<(ContainerRecord, cri::CreateContainerRequest)>,
 ) -> Result<(), RequestError> {
-    let plan = plan::plan(&record.id, &request, &node.config).or_else(|error| {
+    let plan = plan::plan_again(&record.id, &request, &node.config).or_else(|error| {
         // It was valid when it was stored; the configuration has changed since. Its names are enough to end it.
         tracing::error!(
             sandbox = record.id,
             error = chain(&error),
             "only its names are known"
         );
-        plan::plan(&record.id, &nameless(&record.id), &node.config)
+        plan::plan_again(&record.id, &nameless(&record.id), &node.config)
     })?;
     let (mut driver, handle) = Driver::new(Arc::clone(node), plan, request, record);
     driver = driver.with_containers(containers);
@@ -61,16 +61,18 @@ pub(crate) async fn recover(
 async fn take_over(driver: &mut Driver) {
     match driver.node.launcher.adopt(&driver.plan.layout).await {
         Ok(process) => {
-            let mut live = Live::new(&driver.plan.layout, process);
-            match live.control.describe().await {
-                Ok(description) => live.place(description.devices),
-                // The next container's layers may be added twice, which the VMM refuses by name; nothing else needs it.
-                Err(error) => {
-                    tracing::error!(
-                        sandbox = driver.record.id,
-                        error = chain(&error),
-                        "the VMM does not answer"
-                    );
+            let mut live = Live::new(&driver.plan, process);
+            if let Some(control) = &live.control {
+                match control.describe().await {
+                    Ok(description) => live.place(description.devices),
+                    // The next container's layers may be added twice, which the VMM refuses by name; nothing else needs it.
+                    Err(error) => {
+                        tracing::error!(
+                            sandbox = driver.record.id,
+                            error = chain(&error),
+                            "the VMM does not answer"
+                        );
+                    }
                 }
             }
             for container in driver.containers.values() {

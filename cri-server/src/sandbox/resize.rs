@@ -1,5 +1,6 @@
 //! Other limits for a container or a pod that runs: what is asked is checked against the Machine, told to the guest or set on
-//! the host's cgroup of the VMM, recorded as the guest has it then.
+//! the host's cgroup of the VMM, recorded as the guest has it then. A pod on the host has no size of its own: there the kernel
+//! alone decides, and the cgroup on the host is the one that the containers are in.
 
 use proto::cri::v1 as cri;
 
@@ -12,6 +13,7 @@ use super::{
 };
 use crate::{
     container::{limits::Limits, spec, state::Ask},
+    host::Kind,
     machine::CgroupError,
 };
 
@@ -29,7 +31,10 @@ impl Driver {
         let before = self.container(id)?.wanted();
         let change = Limits::from(change);
         let wanted = before.changed(&change);
-        let resources = spec::resources(Some(&wanted.to_cri()), self.plan.vcpus)?;
+        let resources = match self.plan.kind {
+            Kind::Machine => spec::resources(Some(&wanted.to_cri()), self.plan.vcpus)?,
+            Kind::Host(_) => spec::resources_on_host(Some(&wanted.to_cri()))?,
+        };
         self.make_room(&Room::of_container(&wanted, &change))?;
         self.raise_host_quota(id, &wanted).await?;
         let score = spec::oom_score_adj(wanted.oom_score_adj)?;
@@ -58,18 +63,27 @@ impl Driver {
         let Some(cgroup) = self.plan.cgroup.clone() else {
             return Ok(());
         };
-        let machine = &self.node.config.machine;
-        let least = (self.plan.memory_mib.saturating_add(machine.memory_overhead_mib)).saturating_mul(MIB);
+        let least = match self.plan.kind {
+            Kind::Machine => {
+                let overhead = self.node.config.machine.memory_overhead_mib;
+                self.plan.memory_mib.saturating_add(overhead).saturating_mul(MIB)
+            }
+            Kind::Host(_) => 0,
+        };
         let limits = room::host_limits(&resources, &overhead, least);
         on_cgroup(cgroup, move |cgroup| cgroup.cgroup.limit(&limits)).await
     }
 
     /// What is asked must fit into the Machine. This is the one place where the Machine would be made larger.
     fn make_room(&self, room: &Room) -> Result<(), RequestError> {
-        room.fits(self.plan.memory_mib.saturating_mul(MIB), self.plan.vcpus)
+        match self.plan.kind {
+            Kind::Machine => room.fits(self.plan.memory_mib.saturating_mul(MIB), self.plan.vcpus),
+            Kind::Host(_) => Ok(()),
+        }
     }
 
-    /// The VMM may use as much of the host's processors as its containers together may of the guest's.
+    /// The VMM may use as much of the host's processors as its containers together may of the guest's; a pod on the host as its
+    /// containers together may.
     async fn raise_host_quota(&self, id: &str, wanted: &Limits) -> Result<(), RequestError> {
         let Some(cgroup) = self.plan.cgroup.clone() else {
             return Ok(());

@@ -21,6 +21,7 @@ use super::{
     live::{BALLOON, Live, MEMORY, NET, SCRATCH},
     node::{Node, random_bytes},
     plan::SandboxPlan,
+    start_host,
     state::Acquired,
     timings::{Stopwatch, Timings},
 };
@@ -29,12 +30,13 @@ use crate::{
     config::host_resolver,
     failpoint,
     guest::ReadyListener,
-    machine::{LaunchSpec, Layout, Process},
+    host::Kind,
+    machine::{ControlClient, LaunchSpec, Layout, Process},
     network::{Attachment, Dns, INTERFACE, NetworkStatus, Prepared},
 };
 
 /// As other runtimes give: 64 MiB of /dev/shm.
-const SHM_BYTES: u64 = 64 * 1024 * 1024;
+pub(super) const SHM_BYTES: u64 = 64 * 1024 * 1024;
 /// Bytes of the VMM's log and of the console that a failed boot's message quotes.
 const QUOTE: usize = 1024;
 
@@ -42,7 +44,8 @@ const QUOTE: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) live: Live,
-    pub(super) attachment: Attachment,
+    /// `None`: the host's network.
+    pub(super) attachment: Option<Attachment>,
     pub(super) timings: Timings,
 }
 
@@ -53,10 +56,20 @@ pub(super) async fn start(
     pod: &cri::PodSandboxConfig,
     reached: &mut Vec<Acquired>,
 ) -> Result<Started, RequestError> {
-    let mut watch = Stopwatch::start();
-    if let NetworkStatus::NotReady { message, .. } = node.network.status() {
-        return Err(RequestError::failed("attach the pod's network")(message));
+    match plan.kind {
+        Kind::Machine => start_machine(node, plan, pod, reached).await,
+        Kind::Host(host) => start_host::start(node, plan, host, pod, reached).await,
     }
+}
+
+async fn start_machine(
+    node: &Node,
+    plan: &SandboxPlan,
+    pod: &cri::PodSandboxConfig,
+    reached: &mut Vec<Acquired>,
+) -> Result<Started, RequestError> {
+    let mut watch = Stopwatch::start();
+    check_network(node)?;
     make_directory(plan, reached).await?;
     make_cgroup(plan, reached).await?;
     failpoint::reached("start.directory").await;
@@ -76,12 +89,11 @@ pub(super) async fn start(
     reached.push(Acquired::Machine);
     let launched_ns = monotonic_ns();
     let (process, ready_ns, attachment) = boot_and_attach(node, plan, prepared, &mut watch).await?;
-    let mut live = Live::new(&plan.layout, process);
+    let mut live = Live::new(plan, process);
     failpoint::reached("start.booted").await;
 
     let began = monotonic_ns();
-    let description = live
-        .control
+    let description = ControlClient::new(&plan.layout)
         .describe()
         .await
         .map_err(RequestError::failed("ask the VMM for its devices"))?;
@@ -96,12 +108,25 @@ pub(super) async fn start(
     failpoint::reached("start.configured").await;
     Ok(Started {
         live,
-        attachment,
+        attachment: Some(attachment),
         timings: watch.finish(),
     })
 }
 
-async fn make_directory(plan: &SandboxPlan, reached: &mut Vec<Acquired>) -> Result<(), RequestError> {
+/// Whether pods can be attached now.
+pub(super) fn check_network(node: &Node) -> Result<(), RequestError> {
+    match node.network.status() {
+        NetworkStatus::Ready => Ok(()),
+        NetworkStatus::NotReady { message, .. } => {
+            Err(RequestError::failed("attach the pod's network")(message))
+        }
+    }
+}
+
+pub(super) async fn make_directory(
+    plan: &SandboxPlan,
+    reached: &mut Vec<Acquired>,
+) -> Result<(), RequestError> {
     reached.push(Acquired::Directory);
     let layout = plan.layout.clone();
     tokio::task::spawn_blocking(move || layout.create())
@@ -110,7 +135,7 @@ async fn make_directory(plan: &SandboxPlan, reached: &mut Vec<Acquired>) -> Resu
         .map_err(RequestError::failed("make the machine's directory"))
 }
 
-async fn make_cgroup(plan: &SandboxPlan, reached: &mut Vec<Acquired>) -> Result<(), RequestError> {
+pub(super) async fn make_cgroup(plan: &SandboxPlan, reached: &mut Vec<Acquired>) -> Result<(), RequestError> {
     let Some(cgroup) = plan.cgroup.clone() else {
         return Ok(());
     };
@@ -160,6 +185,17 @@ async fn boot(
         .await
         .map_err(RequestError::failed("start the VMM"))?;
     failpoint::reached("start.launched").await;
+    until_ready(node, plan, listener, process, hopeless).await
+}
+
+/// The process that was started, and when it was ready. One that does not get there is killed.
+pub(super) async fn until_ready(
+    node: &Node,
+    plan: &SandboxPlan,
+    listener: ReadyListener,
+    process: Process,
+    hopeless: &CancellationToken,
+) -> Result<(Process, u64), RequestError> {
     let why = tokio::select! {
         ready = listener.wait(node.config.deadlines.boot()) => match ready {
             Ok(_) => return Ok((process, monotonic_ns())),
@@ -172,7 +208,7 @@ async fn boot(
     let kill = process.kill();
     let ended = tokio::time::timeout(node.config.deadlines.shutdown(), process.exited()).await;
     if let (Err(error), _) | (Ok(()), Err(error)) = (kill, ended.map_err(std::io::Error::other)) {
-        tracing::warn!(sandbox = plan.id, %error, "the VMM that failed to boot still runs");
+        tracing::warn!(sandbox = plan.id, %error, "what failed to boot still runs");
     }
     let quoted = last_words(&plan.layout, QUOTE).await;
     Err(RequestError::failed(format!(
@@ -353,8 +389,7 @@ fn configuration(
         scratch: Some(agent::Disk {
             pci_address: live.device(SCRATCH)?.to_owned(),
             filesystem: "ext4".to_owned(),
-            dax: false,
-            read_only: false,
+            ..agent::Disk::default()
         }),
         machine_id: plan.id.clone(),
         // The agent adds the pod's own addresses.
@@ -363,7 +398,7 @@ fn configuration(
 }
 
 /// The pod's own, else what the plugins say, else the host's.
-fn resolver(plan: &SandboxPlan, attachment: &Attachment) -> agent::DnsConfig {
+pub(super) fn resolver(plan: &SandboxPlan, attachment: &Attachment) -> agent::DnsConfig {
     let chosen = match &plan.dns {
         Some(dns) if *dns != Dns::default() => dns.clone(),
         _ if !attachment.dns.servers.is_empty() => attachment.dns.clone(),

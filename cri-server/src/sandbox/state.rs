@@ -44,7 +44,7 @@ impl fmt::Display for Acquired {
             Self::Cgroup => "cgroup",
             Self::Scratch => "scratch disk",
             Self::Network => "pod network",
-            Self::Machine => "VMM process",
+            Self::Machine => "VMM or shim process",
         })
     }
 }

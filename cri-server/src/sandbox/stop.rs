@@ -16,6 +16,7 @@ use crate::{
     clock::now_ns,
     container::{signal, state::Exited},
     failpoint,
+    host::end_leftovers,
     stdio::ProcessId,
 };
 
@@ -76,6 +77,13 @@ impl Driver {
         tracing::warn!(sandbox = self.record.id, message, "the machine has ended");
         self.record.console = console;
         self.forget_machine();
+        if let Err(error) = end_leftovers(&layout, self.plan.cgroup.as_ref().map(|plan| &plan.cgroup)).await {
+            tracing::error!(
+                sandbox = self.record.id,
+                error = chain(error.as_ref()),
+                "containers may run without their shim until the pod is stopped"
+            );
+        }
         let input = Input::MachineEnded {
             message: message.clone(),
         };
@@ -193,7 +201,9 @@ impl Driver {
         let Some(live) = &self.live else {
             return;
         };
-        if let Ok(console) = live.control.console(CONSOLE_KEPT).await {
+        if let Some(control) = &live.control
+            && let Ok(console) = control.console(CONSOLE_KEPT).await
+        {
             self.record.console = console;
         }
         let patience = self.node.config.deadlines.shutdown();

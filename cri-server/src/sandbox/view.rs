@@ -9,6 +9,7 @@ use super::{SandboxState, timings::Timings};
 use crate::{
     container::{limits::Limits, state::ContainerState},
     guest::{Dialer, GuestClient},
+    host::Kind,
     image::RunConfig,
     machine::ControlClient,
 };
@@ -30,13 +31,15 @@ pub(crate) struct SandboxView {
     pub(crate) containers: Vec<Arc<ContainerView>>,
 }
 
-/// How to reach a Machine that runs.
+/// How to reach a Machine that runs, or a host pod's shim.
 #[derive(Debug, Clone)]
 pub(crate) struct MachineView {
+    pub(crate) kind: Kind,
     pub(crate) pid: u32,
     pub(crate) memory_mib: u64,
     pub(crate) vcpus: u8,
-    pub(crate) control: ControlClient,
+    /// A host pod has none.
+    pub(crate) control: Option<ControlClient>,
     pub(crate) guest: GuestClient,
     pub(crate) dialer: Dialer,
 }

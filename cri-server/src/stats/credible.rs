@@ -1,8 +1,9 @@
-//! A guest may say any number. What cannot be more than its Machine has is made that.
+//! A guest may say any number. What cannot be more than its Machine has is made that. A host pod's shim is the host's own: it
+//! reads what the kernel says.
 
 use proto::agent::v1;
 
-use crate::{config::MachineDefaults, sandbox::MachineView};
+use crate::{config::MachineDefaults, host::Kind, sandbox::MachineView};
 
 const MIB: u64 = 1024 * 1024;
 /// PID_MAX_LIMIT of the kernel.
@@ -15,13 +16,22 @@ const ALL_OF_THE_TIME: u32 = 100 * 100;
 pub(super) struct Bounds {
     memory_bytes: u64,
     scratch_bytes: u64,
+    pub(super) processors: u32,
 }
 
 impl Bounds {
     pub(super) fn of(machine: &MachineView, defaults: &MachineDefaults) -> Self {
-        Self {
-            memory_bytes: machine.memory_mib.saturating_mul(MIB),
-            scratch_bytes: defaults.scratch_mib.saturating_mul(MIB),
+        match machine.kind {
+            Kind::Machine => Self {
+                memory_bytes: machine.memory_mib.saturating_mul(MIB),
+                scratch_bytes: defaults.scratch_mib.saturating_mul(MIB),
+                processors: machine.vcpus.into(),
+            },
+            Kind::Host(_) => Self {
+                memory_bytes: u64::MAX,
+                scratch_bytes: u64::MAX,
+                processors: u32::MAX,
+            },
         }
     }
 
@@ -90,6 +100,7 @@ mod tests {
         let bounds = Bounds {
             memory_bytes: 1000,
             scratch_bytes: 500,
+            processors: 1,
         };
         let line = v1::PressureLine {
             avg10_centi: u32::MAX,

@@ -42,7 +42,7 @@ pub(crate) fn measured() -> Measured {
     Measured {
         view: Arc::new(view),
         stats: stats(),
-        vcpus: 1,
+        processors: 1,
         at_ns: AT_NS,
         monotonic_ns: 5_000_000_000,
     }

@@ -21,7 +21,8 @@ const AT_ONCE: usize = 16;
 pub(crate) struct Measured {
     pub(crate) view: Arc<SandboxView>,
     pub(crate) stats: v1::StatsResponse,
-    pub(crate) vcpus: u8,
+    /// The most that it can use.
+    pub(crate) processors: u32,
     pub(crate) at_ns: i64,
     pub(crate) monotonic_ns: u64,
 }
@@ -114,7 +115,7 @@ async fn ask(
     Ok(Measured {
         view,
         stats: bounds.clamp(stats),
-        vcpus: machine.vcpus,
+        processors: bounds.processors,
         at_ns: now_ns(),
         monotonic_ns: monotonic_ns(),
     })

@@ -26,10 +26,10 @@ struct Sample {
 }
 
 impl Samples {
-    /// Billionths of a processor, at most those of `vcpus`; `None` until there were two measurements.
-    pub(super) fn nano_cores(&self, id: &str, usage_ns: u64, at_ns: u64, vcpus: u8) -> Option<u64> {
+    /// Billionths of a processor, at most those of `processors`; `None` until there were two measurements.
+    pub(super) fn nano_cores(&self, id: &str, usage_ns: u64, at_ns: u64, processors: u32) -> Option<u64> {
         let mut samples = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
-        let sample = next(samples.get(id).copied(), usage_ns, at_ns, vcpus);
+        let sample = next(samples.get(id).copied(), usage_ns, at_ns, processors);
         samples.insert(id.to_owned(), sample);
         sample.nano_cores
     }
@@ -48,7 +48,7 @@ impl Samples {
     }
 }
 
-fn next(before: Option<Sample>, usage_ns: u64, at_ns: u64, vcpus: u8) -> Sample {
+fn next(before: Option<Sample>, usage_ns: u64, at_ns: u64, processors: u32) -> Sample {
     let first = Sample {
         usage_ns,
         at_ns,
@@ -63,7 +63,7 @@ fn next(before: Option<Sample>, usage_ns: u64, at_ns: u64, vcpus: u8) -> Sample 
     let Some(used) = usage_ns.checked_sub(before.usage_ns) else {
         return first;
     };
-    let most = u128::from(vcpus) * SECOND_NS;
+    let most = u128::from(processors) * SECOND_NS;
     let nano_cores = (u128::from(used) * SECOND_NS / u128::from(elapsed)).min(most);
     Sample {
         nano_cores: u64::try_from(nano_cores).ok(),

@@ -92,11 +92,11 @@ fn cpu(figures: &Figures<'_>, id: &str, cgroup: &v1::CgroupStats) -> cri::CpuUsa
     let Measured {
         at_ns,
         monotonic_ns,
-        vcpus,
+        processors,
         ..
     } = *figures.measured;
     let usage_ns = cgroup.cpu_usage_ns;
-    let nano_cores = figures.samples.nano_cores(id, usage_ns, monotonic_ns, vcpus);
+    let nano_cores = figures.samples.nano_cores(id, usage_ns, monotonic_ns, processors);
     cri::CpuUsage {
         timestamp: at_ns,
         usage_core_nano_seconds: number(usage_ns),

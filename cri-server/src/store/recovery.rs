@@ -101,7 +101,7 @@ pub(crate) async fn remove_orphans(node: &Arc<Node>, known: &BTreeSet<String>) {
     }
 }
 
-/// Ids of sandboxes whose scratch disk is there.
+/// Ids of sandboxes whose scratch disk or directory of writable layers is there.
 fn scratch_disks(node: &Node) -> Vec<String> {
     let Ok(entries) = fs_err::read_dir(node.config.scratch()) else {
         return Vec::new();
@@ -109,7 +109,7 @@ fn scratch_disks(node: &Node) -> Vec<String> {
     entries
         .filter_map(|entry| {
             let name = entry.ok()?.file_name().into_string().ok()?;
-            let id = name.strip_suffix(".img")?;
+            let id = name.strip_suffix(".img").unwrap_or(&name);
             let ours = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
             ours.then(|| id.to_owned())
         })

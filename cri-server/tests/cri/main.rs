@@ -8,6 +8,7 @@ mod authority;
 mod events;
 mod exec;
 mod failure;
+mod host_pod;
 mod idempotence;
 mod pod_lifecycle;
 mod recovery;

@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 
-use proto::cri::v1 as cri;
+use proto::cri::v1::{self as cri, NamespaceMode};
 use tonic::{Code, Status};
 
-use crate::support::{TestNode, refused};
+use crate::{
+    host_pod::{self, node_with_host_pods},
+    support::{TestNode, refused},
+};
 
 type Limits = cri::LinuxContainerResources;
 
@@ -160,6 +163,22 @@ async fn what_the_machine_has_not_is_refused_by_field_and_nothing_changes() {
         "resources.cpuset_cpus",
     );
     update_pod(&node, &pod, memory(256 * MIB)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_on_the_host_has_no_machine_to_fit_into() {
+    let node = node_with_host_pods().await;
+    let wish = host_pod::pod(&node, "proxy", NamespaceMode::Node, NamespaceMode::Pod);
+    let pod = node.run_pod_with(wish).await.unwrap();
+    let container = with_limits(&node, &pod, memory(64 * MIB)).await;
+    let mut more = cpu(900_000, 0);
+    more.memory_limit_in_bytes = 4096 * MIB;
+    more.cpuset_cpus = "0-7".to_owned();
+    update(&node, &container, more.clone()).await.unwrap();
+    assert_eq!(shown(&node, &container).await, more);
+    let told = node.host.machine(&pod).unwrap().agent().updates().pop();
+    assert_eq!(told.unwrap().resources.unwrap().cpuset_cpus, "0-7");
+    update_pod(&node, &pod, memory(4096 * MIB)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use cri_server::{
     config::Config,
     guest::fake::{FakeHost, FakeLauncher},
     image::testing::{TarBuilder, TestImage, TestRegistry},
-    machine::{AdoptError, LaunchError, LaunchSpec, Launcher, Layout, Process},
+    machine::{AdoptError, LaunchError, LaunchSpec, Launcher, Layout, Process, ShimSpec, VmmLauncher},
     network::fake::FakeNetwork,
 };
 use hyper_util::rt::TokioIo;
@@ -62,11 +62,13 @@ impl Drop for Daemon {
     }
 }
 
-/// Fake Machines run in the test's runtime: they outlive the daemon, as real ones do.
+/// Fake Machines run in the test's runtime: they outlive the daemon, as real ones do. Host pods are real where the test named a
+/// shim.
 #[derive(Debug)]
 struct OutlivingLauncher {
     fake: FakeLauncher,
     runtime: Handle,
+    real: Option<VmmLauncher>,
 }
 
 #[async_trait]
@@ -77,8 +79,20 @@ impl Launcher for OutlivingLauncher {
         launched.await.expect("the fake launcher panicked")
     }
 
+    async fn launch_shim(&self, spec: ShimSpec) -> Result<Process, LaunchError> {
+        if let Some(real) = &self.real {
+            return real.launch_shim(spec).await;
+        }
+        let fake = self.fake.clone();
+        let launched = self.runtime.spawn(async move { fake.launch_shim(spec).await });
+        launched.await.expect("the fake launcher panicked")
+    }
+
     async fn adopt(&self, layout: &Layout) -> Result<Process, AdoptError> {
-        self.fake.adopt(layout).await
+        match (self.fake.adopt(layout).await, &self.real) {
+            (Err(AdoptError::NeverStarted { .. }), Some(real)) => real.adopt(layout).await,
+            (adopted, _) => adopted,
+        }
     }
 }
 
@@ -102,6 +116,7 @@ impl TestNode {
         let image = format!("{}/test/shell:1", registry.host());
         let mut config = config(&directory);
         change(&mut config);
+        let config = config.validated().unwrap();
         let daemon = Daemon::start(&config, &host, &network).await;
         let channel = connect(&socket(&directory)).await;
         let mut node = Self {
@@ -396,10 +411,12 @@ impl Daemon {
 async fn build(config: &Config, host: &FakeHost, network: &Arc<FakeNetwork>, outside: &Handle) -> App {
     let began = Instant::now();
     loop {
+        let shim = config.host_pods.shim.as_ref();
         let drivers = Drivers {
             launcher: Arc::new(OutlivingLauncher {
                 fake: host.launcher(),
                 runtime: outside.clone(),
+                real: shim.map(|shim| VmmLauncher::new(PathBuf::new()).with_shim(shim.clone())),
             }),
             network: Arc::clone(network) as _,
         };
@@ -434,7 +451,7 @@ fn config(directory: &TempDir) -> Config {
     config.deadlines.stop_s = 5;
     config.deadlines.stats_s = 1;
     config.streaming.creation_s = 5;
-    config.validated().unwrap()
+    config
 }
 
 fn socket(directory: &TempDir) -> PathBuf {

@@ -10,6 +10,7 @@ use std::{
 use prost::Message as _;
 use proto::{
     agent::v1,
+    host::port_socket,
     machine::{
         Description, Device, DevicePlace, ExitReason, FileSource, MachineConfig, MemoryStats, Request,
         Response, Stats, Timeline,
@@ -27,7 +28,7 @@ use tokio::{
 use super::{FaultPoint, Injected, Shared, agent::FakeAgent, forward, lock, relay::relay, stdio};
 use crate::{
     guest::ready::PROTOCOL_VERSION,
-    machine::{Kill, LaunchSpec, Layout, MachineExit, Process},
+    machine::{Kill, LaunchSpec, Layout, MachineExit, Process, ShimSpec},
     sys::unix_socket,
 };
 
@@ -39,7 +40,8 @@ const FIRST_SLOT: usize = 3;
 pub struct FakeMachine {
     host: Arc<Shared>,
     layout: Layout,
-    config: MachineConfig,
+    /// `None`: it stands for a host pod's shim.
+    config: Option<MachineConfig>,
     pid: u32,
     exit: watch::Sender<Option<MachineExit>>,
     agent: Arc<FakeAgent>,
@@ -77,11 +79,36 @@ impl FakeMachine {
         check_descriptors(&spec.config, spec.inherited.len())?;
         let control = unix_socket::listen(&spec.layout.control())?;
         let vsock = unix_socket::listen(&spec.layout.vsock())?;
-        let machine = Arc::new_cyclic(|this: &Weak<Self>| Self {
+        let machine = Self::new(host, &spec.layout, Some(spec.config.clone()), pid);
+        for device in &spec.config.devices {
+            machine.plug(device).map_err(io::Error::other)?;
+        }
+        machine.spawn(Arc::clone(&machine).accept_control(control));
+        machine.spawn(Arc::clone(&machine).accept_vsock(vsock));
+        machine.live();
+        Ok(machine)
+    }
+
+    /// The shim of a host pod: the same agent behind a socket per port, no VMM.
+    pub(super) fn start_shim(host: Arc<Shared>, spec: &ShimSpec, pid: u32) -> io::Result<Arc<Self>> {
+        let machine = Self::new(host, &spec.layout, None, pid);
+        // The real one finds its configuration there, and so does whoever looks after what it left.
+        std::fs::write(spec.layout.shim_config(), serde_json::to_vec(&spec.config)?)?;
+        for port in [AGENT_PORT, STDIO_PORT, PORT_FORWARD_PORT] {
+            let socket = spec.layout.directory().join(port_socket(port));
+            let listener = unix_socket::listen(&socket)?;
+            machine.spawn(Arc::clone(&machine).accept_port(listener, port));
+        }
+        machine.live();
+        Ok(machine)
+    }
+
+    fn new(host: Arc<Shared>, layout: &Layout, config: Option<MachineConfig>, pid: u32) -> Arc<Self> {
+        Arc::new_cyclic(|this: &Weak<Self>| Self {
             agent: Arc::new(FakeAgent::new(Arc::clone(&host))),
             host,
-            layout: spec.layout.clone(),
-            config: spec.config.clone(),
+            layout: layout.clone(),
+            config,
             pid,
             exit: watch::Sender::new(None),
             stalled: watch::Sender::new(false),
@@ -92,20 +119,18 @@ impl FakeMachine {
             tasks: Mutex::default(),
             connections: Mutex::default(),
             this: this.clone(),
-        });
-        for device in &spec.config.devices {
-            machine.plug(device).map_err(io::Error::other)?;
-        }
+        })
+    }
+
+    /// What listens was spawned: the agent begins, and gets ready.
+    fn live(self: &Arc<Self>) {
         let (connections, incoming) = mpsc::channel(16);
         // Set once, here.
-        drop(machine.to_agent.set(connections));
-        let service = Arc::clone(&machine.agent).serve(incoming);
-        machine.spawn(service);
-        machine.spawn(Arc::clone(&machine).accept_control(control));
-        machine.spawn(Arc::clone(&machine).accept_vsock(vsock));
-        machine.spawn(Arc::clone(&machine).boot());
-        machine.spawn(Arc::clone(&machine).power_off_when_asked());
-        Ok(machine)
+        drop(self.to_agent.set(connections));
+        let service = Arc::clone(&self.agent).serve(incoming);
+        self.spawn(service);
+        self.spawn(Arc::clone(self).boot());
+        self.spawn(Arc::clone(self).power_off_when_asked());
     }
 
     /// The sandbox's id.
@@ -114,10 +139,10 @@ impl FakeMachine {
         self.layout.id()
     }
 
-    /// What the Machine was started with; descriptors are indices.
+    /// What the Machine was started with; descriptors are indices. `None` for a host pod's shim.
     #[must_use]
-    pub fn config(&self) -> &MachineConfig {
-        &self.config
+    pub fn config(&self) -> Option<&MachineConfig> {
+        self.config.as_ref()
     }
 
     /// The fake guest's agent: what the daemon told it.
@@ -251,40 +276,47 @@ impl FakeMachine {
             line.push(stream.read_u8().await?);
         }
         let line = String::from_utf8_lossy(&line).into_owned();
-        if self.host.pass(FaultPoint::Dial).await.is_err() {
-            return Ok(());
-        }
         let port = line
             .strip_prefix("CONNECT ")
             .and_then(|port| port.trim_end().parse::<u32>().ok());
-        let (near, far) = tokio::io::duplex(64 * 1024);
         match port {
-            Some(AGENT_PORT) => {
-                stream.write_all(b"OK 1073741824\n").await?;
-                let (near, far) = tokio::io::duplex(64 * 1024);
+            Some(port @ AGENT_PORT) => self.serve_port(stream, port, b"OK 1073741824\n").await,
+            Some(port @ STDIO_PORT) => self.serve_port(stream, port, b"OK 1073741825\n").await,
+            Some(port @ PORT_FORWARD_PORT) => self.serve_port(stream, port, b"OK 1073741826\n").await,
+            // Nobody listens there.
+            _ => Ok(()),
+        }
+    }
+
+    /// The socket that stands for `port` in a host pod.
+    async fn accept_port(self: Arc<Self>, listener: UnixListener, port: u32) {
+        while let Ok((stream, _)) = listener.accept().await {
+            let machine = Arc::clone(&self);
+            let connection = self.spawn(async move {
+                // The daemon went away.
+                drop(machine.serve_port(stream, port, b"").await);
+            });
+            lock(&self.connections).push(connection);
+        }
+    }
+
+    async fn serve_port(&self, mut stream: UnixStream, port: u32, greeting: &[u8]) -> io::Result<()> {
+        if self.host.pass(FaultPoint::Dial).await.is_err() {
+            return Ok(());
+        }
+        stream.write_all(greeting).await?;
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let relay = relay(stream, far, self.stalled.subscribe());
+        // What serves a port ends with its connection.
+        match port {
+            AGENT_PORT => {
                 if let Some(to_agent) = self.to_agent.get() {
                     to_agent.send(Ok(near)).await.map_err(io::Error::other)?;
                 }
-                relay(stream, far, self.stalled.subscribe()).await;
+                relay.await;
             }
-            Some(STDIO_PORT) => {
-                stream.write_all(b"OK 1073741825\n").await?;
-                let serve_stdio = async {
-                    // Ends with its connection.
-                    drop(stdio::serve(&self.agent, near).await);
-                };
-                tokio::join!(relay(stream, far, self.stalled.subscribe()), serve_stdio);
-            }
-            Some(PORT_FORWARD_PORT) => {
-                stream.write_all(b"OK 1073741826\n").await?;
-                let serve_forward = async {
-                    // Ends with its connection.
-                    drop(forward::serve(near).await);
-                };
-                tokio::join!(relay(stream, far, self.stalled.subscribe()), serve_forward);
-            }
-            // Nobody listens there.
-            _ => {}
+            PORT_FORWARD_PORT => drop(tokio::join!(relay, forward::serve(near))),
+            _ => drop(tokio::join!(relay, stdio::serve(&self.agent, near))),
         }
         Ok(())
     }
@@ -379,7 +411,7 @@ impl FakeMachine {
         }
         if matches!(device, Device::Memory { .. }) {
             bus.memory = Some(MemoryStats {
-                max_mib: self.config.memory_hotplug_mib,
+                max_mib: self.config.as_ref().map_or(0, |config| config.memory_hotplug_mib),
                 ..MemoryStats::default()
             });
         }

@@ -26,7 +26,7 @@ use std::{
 use async_trait::async_trait;
 
 pub use self::machine::FakeMachine;
-use crate::machine::{AdoptError, LaunchError, LaunchSpec, Launcher, Layout, Process};
+use crate::machine::{AdoptError, LaunchError, LaunchSpec, Launcher, Layout, Process, ShimSpec};
 
 /// Where a fake host can be made to misbehave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -149,12 +149,15 @@ impl Shared {
 #[derive(Debug)]
 struct Injected;
 
-#[async_trait]
-impl Launcher for FakeLauncher {
-    async fn launch(&self, spec: LaunchSpec) -> Result<Process, LaunchError> {
+impl FakeLauncher {
+    async fn start(
+        &self,
+        layout: &Layout,
+        start: impl FnOnce(Arc<Shared>, u32) -> std::io::Result<Arc<FakeMachine>> + Send,
+    ) -> Result<Process, LaunchError> {
         let step = |source| LaunchError::Step {
-            id: spec.layout.id().to_owned(),
-            step: "start the fake VMM",
+            id: layout.id().to_owned(),
+            step: "start the fake",
             source,
         };
         self.shared
@@ -163,10 +166,25 @@ impl Launcher for FakeLauncher {
             .map_err(|Injected| step(std::io::Error::other("a test wanted this")))?;
         // Above every pid that Linux gives, so that nothing real can be meant.
         let pid = (1 << 23) + self.shared.last_pid.fetch_add(1, Ordering::Relaxed);
-        let machine = FakeMachine::start(Arc::clone(&self.shared), &spec, pid).map_err(step)?;
+        let machine = start(Arc::clone(&self.shared), pid).map_err(step)?;
         let process = machine.process();
-        lock(&self.shared.machines).insert(spec.layout.directory().to_owned(), machine);
+        lock(&self.shared.machines).insert(layout.directory().to_owned(), machine);
         Ok(process)
+    }
+}
+
+#[async_trait]
+impl Launcher for FakeLauncher {
+    async fn launch(&self, spec: LaunchSpec) -> Result<Process, LaunchError> {
+        self.start(&spec.layout, |shared, pid| FakeMachine::start(shared, &spec, pid))
+            .await
+    }
+
+    async fn launch_shim(&self, spec: ShimSpec) -> Result<Process, LaunchError> {
+        self.start(&spec.layout, |shared, pid| {
+            FakeMachine::start_shim(shared, &spec, pid)
+        })
+        .await
     }
 
     async fn adopt(&self, layout: &Layout) -> Result<Process, AdoptError> {

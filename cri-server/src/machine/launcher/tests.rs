@@ -130,7 +130,7 @@ async fn a_program_that_does_not_exist_is_an_error_and_not_an_exit() {
     let launcher = VmmLauncher::new(fixture.directory.path().join("missing"));
     let error = launcher.launch(fixture.spec()).await.unwrap_err();
     assert!(
-        matches!(&error, LaunchError::Step { step: "start the VMM", source, .. }
+        matches!(&error, LaunchError::Step { step: "start the program", source, .. }
         if source.kind() == io::ErrorKind::NotFound),
         "{error:?}"
     );

@@ -2,6 +2,7 @@
 
 use cri_server::streaming::testing::{ClientEvent, SpdyClient};
 use futures_util::{SinkExt as _, StreamExt as _};
+use proto::cri::v1::NamespaceMode;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split},
     net::{TcpListener, TcpStream},
@@ -15,7 +16,10 @@ use super::{
     client::{spdy, websocket},
     forward_url, running,
 };
-use crate::support::{PATIENCE, refused};
+use crate::{
+    host_pod::{self, node_with_host_pods},
+    support::{PATIENCE, refused},
+};
 
 const VERSION: &[&str] = &["portforward.k8s.io"];
 
@@ -227,6 +231,19 @@ async fn a_tunnelled_connection_is_one() {
     server.write_all(&vec![7; 1 << 20]).await.unwrap();
     drop(server);
     assert_eq!(read_to_end(&mut client, forward.data).await.len(), 1 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_on_the_host_is_reached_through_its_shim() {
+    let node = node_with_host_pods().await;
+    let wish = host_pod::pod(&node, "proxy", NamespaceMode::Node, NamespaceMode::Pod);
+    let pod = node.run_pod_with(wish).await.unwrap();
+    let (listener, port) = server().await;
+    let url = forward_url(&node, &pod, &[]).await.unwrap();
+    let mut client = spdy(&url, VERSION).await.unwrap();
+    let forward = open(&mut client, port, "0").await;
+    accept(&listener).await.write_all(b"answer").await.unwrap();
+    assert_eq!(read_to_end(&mut client, forward.data).await, b"answer");
 }
 
 #[tokio::test(flavor = "multi_thread")]
