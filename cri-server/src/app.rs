@@ -8,12 +8,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Config,
+    directory_watch::DirectoryWatch,
     grpc::{
         self, Edge,
         socket::{self, DirectoryLock},
     },
     image::{ImageStore, OpenError},
-    machine::{Launcher, ScratchError, ScratchTemplate, VmmLauncher},
+    machine::{Launcher, ScratchError, ScratchTemplate, Shares, Virtiofsd, VmmLauncher},
     metrics::Metrics,
     network::{CniNetwork, Network},
     sandbox::{Node, Registry},
@@ -29,6 +30,8 @@ pub struct Drivers {
     pub launcher: Arc<dyn Launcher>,
     /// Attaches pods to the network.
     pub network: Arc<dyn Network>,
+    /// Shares files of the host with guests.
+    pub shares: Arc<dyn Shares>,
 }
 
 /// A daemon that is wired and does not run yet.
@@ -84,6 +87,7 @@ impl Drivers {
         Self {
             launcher: Arc::new(VmmLauncher::new(config.machine.vmm.clone())),
             network: Arc::new(CniNetwork::new(config.network.clone())),
+            shares: Arc::new(Virtiofsd::new(config.machine.virtiofsd.clone())),
         }
     }
 }
@@ -105,16 +109,19 @@ impl App {
         let images = Arc::new(ImageStore::open(config.image.clone())?);
         let scratch_bytes = config.machine.scratch_mib.saturating_mul(1024 * 1024);
         let scratch = ScratchTemplate::new(config.state.join("scratch-template"), scratch_bytes)?;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let node = Node {
             store,
             images,
             network: drivers.network,
             launcher: drivers.launcher,
+            shares: drivers.shares,
+            directories: Arc::new(DirectoryWatch::new(tasks.clone(), stop.clone())),
             scratch,
             metrics: Metrics::default(),
             sandboxes: Registry::default(),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            tasks,
+            stop,
             config,
         };
         Ok(Self {

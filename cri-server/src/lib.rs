@@ -17,6 +17,7 @@ pub mod stdio;
 
 mod clock;
 mod container;
+mod directory_watch;
 #[cfg(not(feature = "failpoints"))]
 mod failpoint;
 mod grpc;

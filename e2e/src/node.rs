@@ -207,7 +207,8 @@ impl Node {
         fs_err::write(net.join("10-e2e.conflist"), list)?;
         let config = format!(
             "state = \"{state}\"\nrun = \"{run}\"\n[machine]\nvmm = \"{bundle}/bin/clearpod-vmm\"\n\
-             kernel = \"{bundle}/share/vmlinux\"\ninitramfs = \"{bundle}/share/initramfs.cpio\"\n\
+             virtiofsd = \"{bundle}/bin/virtiofsd\"\nkernel = \"{bundle}/share/vmlinux\"\n\
+             initramfs = \"{bundle}/share/initramfs.cpio\"\n\
              [network]\nconf_dir = \"{run}/net.d\"\ncache_dir = \"{run}/cni\"\nplugin_seconds = 20\n{extra}"
         );
         Ok(fs_err::write(self.run.path().join("config.toml"), config)?)

@@ -4,8 +4,12 @@
 //! `sandbox::containers`. `exec` runs beside it: an exec changes no state that anyone keeps.
 
 mod capabilities;
+pub(crate) mod devices;
 pub(crate) mod exec;
-mod files;
+pub(crate) mod files;
+pub(crate) mod host_path;
+mod kubelet_path;
+pub(crate) mod mounts;
 mod seccomp;
 pub(crate) mod signal;
 pub(crate) mod spec;

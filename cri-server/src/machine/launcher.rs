@@ -13,17 +13,15 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
 use proto::machine::{FileSource, MachineConfig};
-use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     layout::Layout,
-    monitor::Watched,
-    process::{Identity, Process, boot_id},
+    monitor::Monitors,
+    process::{Identity, Process, boot_id, record},
 };
 use crate::sys::spawn;
 
@@ -113,7 +111,7 @@ pub trait Launcher: Send + Sync + std::fmt::Debug {
 #[derive(Debug)]
 pub struct VmmLauncher {
     program: PathBuf,
-    monitors: Mutex<JoinSet<()>>,
+    monitors: Monitors,
 }
 
 impl VmmLauncher {
@@ -122,17 +120,8 @@ impl VmmLauncher {
     pub fn new(program: PathBuf) -> Self {
         Self {
             program,
-            monitors: Mutex::new(JoinSet::new()),
+            monitors: Monitors::default(),
         }
-    }
-
-    fn monitor(&self, identity: &Identity, watched: Watched) -> Process {
-        let watched = Arc::new(watched);
-        let (sender, receiver) = watch::channel(None);
-        let mut monitors = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
-        while monitors.try_join_next().is_some() {}
-        monitors.spawn(Arc::clone(&watched).publish_exit(sender));
-        Process::new(identity.pid, receiver, watched)
     }
 }
 
@@ -150,10 +139,10 @@ impl Launcher for VmmLauncher {
             .await
             .map_err(io::Error::other)
             .map_err(step("start the VMM"))??;
-        let watched = Watched::open(&identity)
-            .and_then(|watched| watched.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)))
-            .map_err(step("watch the VMM"))?;
-        Ok(self.monitor(&identity, watched))
+        self.monitors
+            .watch(&identity)
+            .and_then(|process| process.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)))
+            .map_err(step("watch the VMM"))
     }
 
     async fn adopt(&self, layout: &Layout) -> Result<Process, AdoptError> {
@@ -170,10 +159,10 @@ impl Launcher for VmmLauncher {
                 .ok_or_else(|| AdoptError::Gone { id: id() })?,
             Err(error) => return Err(unknown(error)),
         };
-        match Watched::open(&identity).map_err(unknown)? {
-            Some(watched) => Ok(self.monitor(&identity, watched)),
-            None => Err(AdoptError::Gone { id: id() }),
-        }
+        self.monitors
+            .watch(&identity)
+            .map_err(unknown)?
+            .ok_or_else(|| AdoptError::Gone { id: id() })
     }
 }
 
@@ -214,24 +203,7 @@ fn start(program: &Path, mut spec: LaunchSpec) -> Result<Identity, LaunchError> 
     spawn::detach(&mut command, cgroup_procs, spec.inherited);
     let mut child = command.spawn().map_err(step("start the VMM"))?;
 
-    // The child is not reaped before this function ends, so its pid is its own.
-    let recorded = Identity::read(child.id()).and_then(|identity| {
-        identity.store(&spec.layout.process())?;
-        Ok(identity)
-    });
-    let pid = child.id();
-    let identity = recorded.map_err(|error| {
-        // Unrecorded it would be lost to a later daemon, so it must not run.
-        if let Err(error) = child.kill().and_then(|()| child.wait()) {
-            tracing::error!(machine = id, pid = child.id(), %error, "an unrecorded VMM could not be killed");
-        }
-        step("record the process")(error)
-    })?;
-    // The daemon may be protected from the host's out-of-memory killer (systemd's OOMScoreAdjust); a pod must not be.
-    if let Err(error) = fs_err::write(format!("/proc/{pid}/oom_score_adj"), "0") {
-        tracing::debug!(machine = id, pid, %error, "oom_score_adj of the VMM is the daemon's");
-    }
-    Ok(identity)
+    record(&mut child, &spec.layout.process()).map_err(step("record the process"))
 }
 
 /// Replaces each index into `inherited` by the number of that descriptor, which it keeps in the VMM.

@@ -2,7 +2,7 @@
 //!
 //! `container::state` decides, `container::spec` translates; here the guest is told, the record written, the log kept.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use proto::cri::v1 as cri;
 use tokio::time::Instant;
@@ -15,12 +15,14 @@ use super::{
     node::new_id,
     state::Input,
     view::ContainerView,
+    volumes::VolumeUse,
 };
 use crate::{
     clock::now_ns,
     container::{
+        mounts::{PlannedMount, Volume},
         signal,
-        spec::{self, ContainerPlan},
+        spec::{self, ContainerPlan, Surroundings},
         state::{Answer, Ask, ContainerState, Exited, WrongState, decide},
     },
     failpoint,
@@ -78,6 +80,15 @@ impl Container {
         !matches!(self.record.state, ContainerState::Exited(_))
     }
 
+    /// Images that it needs as long as it is there.
+    pub(super) fn image_ids(&self) -> impl Iterator<Item = &str> {
+        let volumes = self.record.volumes.iter().filter_map(|used| match used {
+            VolumeUse::Image { image_id, .. } => Some(image_id.as_str()),
+            _ => None,
+        });
+        volumes.chain([self.record.image_id.as_str()])
+    }
+
     fn config(&self) -> cri::ContainerConfig {
         self.request.config.clone().unwrap_or_default()
     }
@@ -95,6 +106,7 @@ impl Container {
             image: record.image,
             user: record.user,
             log_path: record.log_path,
+            volumes: record.volumes,
             stop_signal: record.stop_signal,
         })
     }
@@ -126,7 +138,15 @@ impl Driver {
         })?;
         let id = new_id()?;
         let pod = self.request.config.clone().unwrap_or_default();
-        let plan = spec::plan(&id, &config, &pod, &image.config, &self.node.config.container).await?;
+        let memory_homes = self.live()?.shared.memory_homes.clone();
+        let around = Surroundings {
+            sandbox: &pod,
+            image: &image.config,
+            defaults: &self.node.config.container,
+            memory_homes: &memory_homes,
+        };
+        let plan = spec::plan(&id, &config, &around).await?;
+        let volumes = self.assign_volumes(&plan.mounts)?;
         let record = ContainerRecord {
             id: id.clone(),
             sandbox_id: self.record.id.clone(),
@@ -138,6 +158,7 @@ impl Driver {
             user: None,
             log_path: plan.log_path.clone(),
             termination_log: plan.termination_log.clone(),
+            volumes,
             stop_signal: signal::stop_signal(config.stop_signal(), &image.config.stop_signal),
         };
         self.node
@@ -183,10 +204,16 @@ impl Driver {
         let live = self.live.as_mut().ok_or_else(|| not_ready(&self.record.id))?;
         live.hold(&image.id, || Some(images.lease(image)));
         let mut request = plan.request;
+        let generations = followed(&plan.mounts);
         let terminal = request.process.as_ref().is_some_and(|process| process.terminal);
         request.layers = live.add_layers(image, &self.node.config.machine).await?;
         failpoint::reached("create.layers").await;
-        let Created { user, .. } = live
+        let uses = self.container(id)?.record.volumes.clone();
+        request.mounts = self.attach_volumes(plan.mounts, &uses).await?;
+        request.devices = self.attach_devices(plan.devices).await?;
+        failpoint::reached("create.volumes").await;
+        let Created { user, .. } = self
+            .live()?
             .guest
             .create_container(request)
             .await
@@ -199,6 +226,7 @@ impl Driver {
         container.log = Some(log);
         container.record.user = user;
         container.record.state = ContainerState::Created;
+        self.follow_volumes(&generations);
         self.put_container(id).await
     }
 
@@ -226,6 +254,7 @@ impl Driver {
                 "the guest may keep a part of the container"
             );
         }
+        self.release_volumes().await;
         if let Err(error) = self.node.store.forget_container(id).await {
             tracing::error!(container = id, %error, "could not be forgotten");
         }
@@ -372,6 +401,7 @@ impl Driver {
             .await
             .map_err(RequestError::failed("forget the container"))?;
         self.containers.remove(id);
+        self.release_volumes().await;
         Ok(())
     }
 
@@ -574,6 +604,15 @@ impl Driver {
     }
 }
 
+/// Which generation of each followed volume the guest gets.
+fn followed(mounts: &[PlannedMount]) -> BTreeMap<PathBuf, String> {
+    let followed = mounts.iter().filter_map(|planned| match &planned.volume {
+        Volume::Followed { path, source } => Some((path.clone(), source.generation.clone())),
+        _ => None,
+    });
+    followed.collect()
+}
+
 fn unknown(id: &str) -> RequestError {
     RequestError::NotFound {
         kind: "container",
@@ -581,7 +620,7 @@ fn unknown(id: &str) -> RequestError {
     }
 }
 
-fn not_ready(sandbox_id: &str) -> RequestError {
+pub(super) fn not_ready(sandbox_id: &str) -> RequestError {
     RequestError::WrongState {
         operation: format!("use sandbox {sandbox_id}"),
         reason: "its machine does not run".to_owned(),

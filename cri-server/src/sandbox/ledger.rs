@@ -25,8 +25,8 @@ const CGROUP_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Ledger<'a> {
     node: &'a Node,
     plan: &'a SandboxPlan,
-    /// The VMM could not be ended, so its directory, where it is recorded, has to stay.
-    machine_stays: AtomicBool,
+    /// The VMM or what serves its volumes could not be ended, so its directory, where that is recorded, has to stay.
+    directory_stays: AtomicBool,
 }
 
 impl<'a> Ledger<'a> {
@@ -34,7 +34,7 @@ impl<'a> Ledger<'a> {
         Self {
             node,
             plan,
-            machine_stays: AtomicBool::new(false),
+            directory_stays: AtomicBool::new(false),
         }
     }
 
@@ -44,7 +44,7 @@ impl<'a> Ledger<'a> {
     }
 
     async fn end_machine(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
-        self.machine_stays.store(true, Ordering::Relaxed);
+        self.directory_stays.store(true, Ordering::Relaxed);
         match self.node.launcher.adopt(&self.plan.layout).await {
             Ok(process) => {
                 process.kill()?;
@@ -55,7 +55,7 @@ impl<'a> Ledger<'a> {
             Err(AdoptError::Gone { .. } | AdoptError::NeverStarted { .. }) => {}
             Err(error @ AdoptError::Unknown { .. }) => return Err(error.into()),
         }
-        self.machine_stays.store(false, Ordering::Relaxed);
+        self.directory_stays.store(false, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -82,8 +82,15 @@ impl Undo for Ledger<'_> {
                     .await??;
                 }
             }
-            Acquired::Directory if self.machine_stays.load(Ordering::Relaxed) => {
-                return Err("its VMM could not be ended".into());
+            Acquired::Shares => {
+                let ended = self.node.shares.end(&self.plan.layout).await;
+                if ended.is_err() {
+                    self.directory_stays.store(true, Ordering::Relaxed);
+                }
+                ended?;
+            }
+            Acquired::Directory if self.directory_stays.load(Ordering::Relaxed) => {
+                return Err("its VMM could not be ended, or its volumes are still there".into());
             }
             Acquired::Directory => {
                 let layout = self.plan.layout.clone();

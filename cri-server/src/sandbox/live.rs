@@ -4,14 +4,17 @@
 //! mounted for the next container of the same image. Which layers are there is read back from the VMM after a restart of the
 //! daemon, so nothing of it is stored.
 
-use std::{collections::BTreeMap, os::fd::AsFd as _};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, BorrowedFd},
+};
 
 use proto::{
     agent::v1 as agent,
     machine::{Device, FileSource},
 };
 
-use super::{error::RequestError, plan::SandboxPlan, view::MachineView};
+use super::{error::RequestError, plan::SandboxPlan, view::MachineView, volumes::Shared};
 use crate::{
     config::{LayerTransport, MachineDefaults},
     guest::{Dialer, GuestClient},
@@ -44,6 +47,7 @@ pub(crate) struct Live {
     devices: BTreeMap<String, String>,
     /// Images whose layers are on the bus, by id.
     leases: BTreeMap<String, ImageLease>,
+    pub(super) shared: Shared,
 }
 
 impl Live {
@@ -56,6 +60,7 @@ impl Live {
             dialer: Dialer::new(layout),
             devices: BTreeMap::new(),
             leases: BTreeMap::new(),
+            shared: Shared::default(),
         }
     }
 
@@ -141,17 +146,21 @@ impl Live {
             .await
             .map_err(RequestError::failed("open an image layer"))?
             .map_err(RequestError::failed("open an image layer"))?;
-        let pci_address =
-            self.control
-                .add_device(device, &[blob.as_fd()])
-                .await
-                .map_err(RequestError::failed(format!(
-                    "add layer {} to the machine",
-                    layer.diff_id
-                )))?;
-        let disk = disk(&pci_address, dax);
-        self.devices.insert(id, pci_address);
-        Ok(disk)
+        self.add_device(&id, device, blob.as_fd()).await?;
+        Ok(disk(self.device(&id)?, dax))
+    }
+
+    /// Puts a device made of `file` on the bus.
+    pub(super) async fn add_device(
+        &mut self,
+        id: &str,
+        device: Device,
+        file: BorrowedFd<'_>,
+    ) -> Result<(), RequestError> {
+        let added = self.control.add_device(device, &[file]).await;
+        let pci_address = added.map_err(RequestError::failed(format!("add {id} to the machine")))?;
+        self.devices.insert(id.to_owned(), pci_address);
+        Ok(())
     }
 }
 

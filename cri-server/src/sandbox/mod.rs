@@ -8,6 +8,7 @@
 mod containers;
 mod driver;
 mod error;
+mod follow;
 mod handle;
 mod ledger;
 mod live;
@@ -21,6 +22,7 @@ mod state;
 mod stop;
 mod timings;
 mod view;
+mod volumes;
 
 pub(crate) use error::{RequestError, chain};
 pub(crate) use handle::{Request, SandboxHandle};
@@ -31,3 +33,4 @@ pub(crate) use run::run;
 pub(crate) use state::{Acquired, SandboxState};
 pub(crate) use timings::{Phase, Timings};
 pub(crate) use view::{ContainerView, SandboxView};
+pub(crate) use volumes::VolumeUse;

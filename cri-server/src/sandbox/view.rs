@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use proto::cri::v1 as cri;
 
-use super::{SandboxState, timings::Timings};
+use super::{SandboxState, timings::Timings, volumes::VolumeUse};
 use crate::{
     container::state::ContainerState,
     guest::{Dialer, GuestClient},
@@ -54,6 +54,7 @@ pub(crate) struct ContainerView {
     pub(crate) image: RunConfig,
     pub(crate) user: Option<(u32, u32, Vec<u32>)>,
     pub(crate) log_path: Option<std::path::PathBuf>,
+    pub(crate) volumes: Vec<VolumeUse>,
     pub(crate) stop_signal: u32,
 }
 

@@ -10,3 +10,4 @@ mod pod_lifecycle;
 mod recovery;
 mod rollback;
 mod support;
+mod volumes;

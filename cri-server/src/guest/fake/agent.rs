@@ -44,6 +44,7 @@ struct Guest {
     configured: Option<v1::ConfigureSandboxRequest>,
     containers: BTreeMap<String, Container>,
     updates: Vec<v1::UpdateContainerRequest>,
+    file_updates: Vec<v1::FilesSource>,
     running: JoinSet<()>,
 }
 
@@ -108,6 +109,12 @@ impl FakeAgent {
     #[must_use]
     pub fn updates(&self) -> Vec<v1::UpdateContainerRequest> {
         lock(&self.state).updates.clone()
+    }
+
+    /// Generations of volumes of files that came after the first, in order.
+    #[must_use]
+    pub fn file_updates(&self) -> Vec<v1::FilesSource> {
+        lock(&self.state).file_updates.clone()
     }
 
     /// Whether the guest was asked to shut down.
@@ -459,6 +466,25 @@ impl Agent for Service {
         self.0.find(&request.container_id, "")?;
         lock(&self.0.state).updates.push(request);
         Ok(Response::new(v1::UpdateContainerResponse {}))
+    }
+
+    async fn update_files(
+        &self,
+        request: Request<v1::UpdateFilesRequest>,
+    ) -> Result<Response<v1::UpdateFilesResponse>, Status> {
+        self.0.gate("UpdateFiles").await?;
+        let source = request.into_inner().source.unwrap_or_default();
+        let mut state = lock(&self.0.state);
+        let mut mounts = state
+            .containers
+            .values()
+            .flat_map(|container| &container.request.mounts);
+        let has = |mount: &v1::Mount| matches!(&mount.source, Some(v1::mount::Source::Files(files)) if files.name == source.name);
+        if !mounts.any(has) {
+            return Err(refusal(ErrorCode::NotFound, "no such volume", 0));
+        }
+        state.file_updates.push(source);
+        Ok(Response::new(v1::UpdateFilesResponse {}))
     }
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
