@@ -8,9 +8,11 @@
 //! |--------------|---------------------------------------------------------------------------------|
 //! | main         | the event loop: devices, control socket, signals; owns the Machine              |
 //! | vcpu0, ...   | run the guest; answer its port and memory accesses (`bus`)                      |
+//! | blk-ID       | one per active disk: its requests                                               |
+//! | vhost-user   | one exchange with a file system's backend; the event loop waits, 5 s at most    |
 //!
-//! Invariants: a vCPU thread never waits for the event loop (it posts a `Message`). Lock order: PCI bus, device, MSI-X
-//! table. Everything below `pci` and `devices` takes the guest for hostile. `unsafe` is in `kvm`, `memory`, `files` and
+//! Invariants: a vCPU thread never waits for the event loop (it posts a `Message`), except for the lock of a device that is
+//! being started or stopped. Lock order: PCI bus, device, MSI-X table. Everything below `pci` and `devices` takes the guest for hostile. `unsafe` is in `kvm`, `memory`, `files` and
 //! the `sys` modules only. No async runtime, no path but those of the configuration and /dev/kvm.
 
 mod boot;

@@ -1,10 +1,13 @@
 //! Each refusal names its field.
 
 use std::io::Write;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
-use proto::machine::{Console, FileSource};
+use nix::sys::socket::SockType;
+use proto::machine::{Console, Device, FileSource};
 
+use super::device::parse_mac;
 use super::*;
 
 fn config() -> MachineConfig {
@@ -70,7 +73,7 @@ fn every_refusal_names_its_field() {
         ("vcpus: boot 1 and max 255", |config| config.vcpus.max = 255),
         ("memory_mib: 1 ", |config| config.memory_mib = 1),
         ("memory_hotplug_mib: 100 ", |config| {
-            config.memory_hotplug_mib = 100
+            config.memory_hotplug_mib = 100;
         }),
         ("memory_hotplug_mib: 1048704 ", |config| {
             config.memory_hotplug_mib = (1 << 20) + 128;

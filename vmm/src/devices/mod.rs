@@ -11,6 +11,9 @@
 //! | virtio-net      | PCI, from a tap      | the pod's network                                          |
 //! | virtio-blk      | PCI, from a file     | scratch disks, volumes                                     |
 //! | virtio-pmem     | PCI, from a file     | image layers, shared with the host's page cache            |
+//! | virtio-fs       | PCI, from a socket   | volumes that stay shared with the host, by virtiofsd       |
+//! | virtio-mem      | PCI, if configured   | a guest that grows and shrinks while it runs               |
+//! | virtio-balloon  | PCI, if configured   | what the guest frees goes back to the host                 |
 
 pub(crate) mod function;
 pub(crate) mod i8042;

@@ -28,6 +28,18 @@ fn serve(directory: &Path) -> (Child, UnixStream) {
     (child, UnixStream::connect(path).unwrap())
 }
 
+fn add_volume() -> Request {
+    Request::AddDevice {
+        device: Device::Fs {
+            id: "volume".to_owned(),
+            socket: FileSource::Fd(0),
+            tag: "data".to_owned(),
+            queues: 1,
+            queue_size: 128,
+        },
+    }
+}
+
 #[test]
 fn a_directory_of_the_host_appears_while_the_guest_runs_and_fails_with_its_server() {
     let Some(artifacts) = Artifacts::find() else {
@@ -46,18 +58,7 @@ fn a_directory_of_the_host_appears_while_the_guest_runs_and_fails_with_its_serve
     let mut guest = Guest::boot_with(&artifacts, script, |config| config.memory_shared = true);
     guest.wait_for("READY");
     let (mut server, socket) = serve(directory.path());
-    let added = guest.ask_with(
-        &Request::AddDevice {
-            device: Device::Fs {
-                id: "volume".to_owned(),
-                socket: FileSource::Fd(0),
-                tag: "data".to_owned(),
-                queues: 1,
-                queue_size: 128,
-            },
-        },
-        &[socket.as_fd()],
-    );
+    let added = guest.ask_with(&add_volume(), &[socket.as_fd()]);
     assert!(matches!(added, Response::Added { .. }), "{added:?}");
     drop(socket);
     let console = guest.wait_for("WRITTEN");
@@ -86,18 +87,7 @@ fn a_file_system_is_refused_where_no_other_process_can_see_memory() {
     let mut guest = Guest::boot(&artifacts, "echo READY; while true; do sleep 1000; done");
     guest.wait_for("READY");
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    let answer = guest.ask_with(
-        &Request::AddDevice {
-            device: Device::Fs {
-                id: "volume".to_owned(),
-                socket: FileSource::Fd(0),
-                tag: "data".to_owned(),
-                queues: 1,
-                queue_size: 128,
-            },
-        },
-        &[ours.as_fd()],
-    );
+    let answer = guest.ask_with(&add_volume(), &[ours.as_fd()]);
     let Response::Error { message } = answer else {
         panic!("{answer:?}");
     };

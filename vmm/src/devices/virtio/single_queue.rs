@@ -80,3 +80,65 @@ impl ServedQueue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::super::testing::{CountedInterrupt, DriverQueue, activation, guest_memory};
+    use super::*;
+
+    const SIZE: u16 = 16;
+    /// Behind the used ring: at which index the driver rings next (virtio 1.2, 2.7.10).
+    const RING_AT: u64 = 0x2000 + 4 + 8 * SIZE as u64;
+
+    fn served(memory: &GuestMemory, driver: &DriverQueue) -> (ServedQueue, Arc<CountedInterrupt>) {
+        let mut active = activation(memory, &[driver], 0).queues.remove(0);
+        active.queue.set_event_idx(true);
+        let interrupt = Arc::new(CountedInterrupt::default());
+        let counted = Arc::<CountedInterrupt>::clone(&interrupt);
+        (ServedQueue::new(0, active, memory.clone(), counted), interrupt)
+    }
+
+    #[test]
+    fn the_driver_is_to_ring_for_what_comes_next() {
+        let memory = guest_memory(0x10_0000);
+        let mut driver = DriverQueue::new(&memory, 0, SIZE);
+        let (mut queue, interrupt) = served(&memory, &driver);
+        let heads = [driver.add(&[(0x8000, 8, 0)]), driver.add(&[(0x8000, 8, 0)])];
+        queue.process(|_, _| 7);
+        assert_eq!(driver.take_used(), heads.map(|head| (head, 7)));
+        assert_eq!(memory.read_obj::<u16>(GuestAddress(RING_AT)).unwrap(), 2);
+        assert_eq!(interrupt.queue.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn what_comes_while_the_queue_is_served_is_served_too() {
+        let memory = guest_memory(0x10_0000);
+        let mut driver = DriverQueue::new(&memory, 0, SIZE);
+        let (mut queue, _) = served(&memory, &driver);
+        driver.add(&[(0x8000, 8, 0)]);
+        let mut served = 0;
+        queue.process(|_, _| {
+            served += 1;
+            if served < 5 {
+                driver.add(&[(0x8000, 8, 0)]);
+            }
+            0
+        });
+        assert_eq!(driver.take_used().len(), 5);
+    }
+
+    #[test]
+    fn an_index_that_the_ring_cannot_have_ends_the_work() {
+        let memory = guest_memory(0x10_0000);
+        let mut driver = DriverQueue::new(&memory, 0, SIZE);
+        let (mut queue, _) = served(&memory, &driver);
+        driver.set_available(0x8000);
+        queue.process(|_, _| 0);
+        assert_eq!(driver.take_used(), []);
+        assert!(queue.active.notify.read().is_err(), "it does not wake itself");
+    }
+}

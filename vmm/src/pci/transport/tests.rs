@@ -14,7 +14,7 @@ use super::*;
 use crate::devices::virtio::ActivateError;
 use crate::pci::bus::PciBus;
 
-/// Counts what happens to it; its configuration is one writable byte.
+/// Counts what happens to it; its configuration is one writable byte, which is also its generation.
 #[derive(Debug, Default)]
 struct Probe {
     config: u8,
@@ -35,6 +35,9 @@ impl VirtioDevice for Probe {
         if let (0, [byte]) = (offset, data) {
             *byte = self.config;
         }
+    }
+    fn config_generation(&self) -> u8 {
+        self.config
     }
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         if let (0, [byte]) = (offset, data) {
@@ -266,6 +269,8 @@ fn the_window_in_configuration_space_reaches_the_bar() {
     let mut data = [0];
     bench.function.read_bar(DEVICE, &mut data);
     assert_eq!(data, [0x5A]);
+    bench.function.read_bar(0x15, &mut data);
+    assert_eq!(data, [0x5A], "the generation is the device's");
 }
 
 proptest! {

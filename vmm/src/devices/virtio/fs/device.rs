@@ -109,11 +109,16 @@ impl Fs {
             self.state = state;
             return;
         };
+        let numbers: Vec<_> = queues.iter().map(|queue| queue.index).collect();
         let orphans = queues
             .into_iter()
             .map(|queue| Orphan::new(queue.index, queue.active, &memory, Arc::clone(&interrupt)));
         self.state = State::Orphaned(orphans.collect());
         self.fail_all();
+        // The last words of the backend may not have been passed on.
+        for number in numbers {
+            interrupt.signal_queue(number);
+        }
     }
 
     /// Answers everything in the queues of a backend that has gone.

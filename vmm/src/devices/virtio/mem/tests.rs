@@ -18,6 +18,9 @@ const UNPLUG: u16 = 1;
 const UNPLUG_ALL: u16 = 2;
 const STATE: u16 = 3;
 
+/// Address, length and flags of each descriptor.
+type Chain = &'static [(u64, u32, u16)];
+
 struct Guest {
     memory: GuestMemory,
     driver: DriverQueue,
@@ -122,7 +125,7 @@ fn requests_that_are_none_are_handed_back() {
     let mut driver = DriverQueue::new(&memory, 0, 16);
     let mut device = Mem::new(&(START..START));
     device.activate(activation(&memory, &[&driver], 0)).unwrap();
-    let chains: [(&[(u64, u32, u16)], u32); 5] = [
+    let chains: [(Chain, u32); 5] = [
         (&[(0x8000, 24, 0)], 0),
         (&[(0x8000, 23, 0), (0x9000, 10, WRITE)], 10),
         (&[(0x9000, 10, WRITE), (0x8000, 24, 0)], 0),

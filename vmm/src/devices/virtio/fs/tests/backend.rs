@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -75,7 +75,8 @@ impl FakeBackend {
     pub(super) fn start(socket: UnixStream, behaviour: Behaviour) -> Self {
         let (sender, heard) = channel();
         let ours = socket.try_clone().unwrap();
-        let thread = std::thread::spawn(move || {
+        let thread = thread::Builder::new().name("fake-backend".to_owned());
+        let thread = thread.spawn(move || {
             while serve(&socket, behaviour, &sender).is_some() {}
             // Fails only where the front end was first.
             drop(socket.shutdown(Shutdown::Both));
@@ -84,7 +85,7 @@ impl FakeBackend {
             heard,
             kept: Vec::new(),
             socket: ours,
-            thread: Some(thread),
+            thread: Some(thread.unwrap()),
         }
     }
 
@@ -98,7 +99,7 @@ impl FakeBackend {
         let start = Instant::now();
         while self.event("kick", queue).read(&mut [0; 8]).is_err() {
             assert!(start.elapsed() < Duration::from_secs(5), "no kick");
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -116,11 +117,11 @@ impl FakeBackend {
     fn event(&mut self, wanted: &str, number: usize) -> &File {
         let heard = self.heard();
         self.kept.extend(heard);
-        let events = self.kept.iter().filter_map(|message| match message {
+        let mut events = self.kept.iter().rev().filter_map(|message| match message {
             Heard::Event { name, queue, event } if *name == wanted && *queue == number => Some(event),
             _ => None,
         });
-        events.last().unwrap()
+        events.next().unwrap()
     }
 }
 
