@@ -112,11 +112,10 @@ impl Drop for Watched {
         others.retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(&self.notify)));
         if others.is_empty() {
             waiting.remove(&self.descriptor);
-            // Fails only when the directory, and the watch with it, has gone.
-            drop(inotify::remove_watch(
-                self.instance.inotify.get_ref(),
-                self.descriptor,
-            ));
+            let removed = inotify::remove_watch(self.instance.inotify.get_ref(), self.descriptor);
+            if let Err(error) = removed {
+                tracing::debug!(%error, "the directory has gone, and the watch with it");
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use proto::{
@@ -35,6 +36,8 @@ const SHARES: &str = "shares";
 /// As virtiofsd is tried with.
 const QUEUES: u16 = 1;
 const QUEUE_SIZE: u16 = 128;
+/// For a VMM to be gone whose end was the reason that virtiofsd ended.
+const TOGETHER: Duration = Duration::from_secs(1);
 
 /// What a container holds of the pod's volumes, recorded before anything is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +155,20 @@ impl Driver {
         self.containers
             .values()
             .flat_map(|container| &container.record.volumes)
+    }
+
+    fn shared_names(&self) -> impl Iterator<Item = String> {
+        self.volume_uses().filter_map(|used| match used {
+            VolumeUse::Shared { name, .. } => Some(name.clone()),
+            VolumeUse::Memory { .. } | VolumeUse::Followed { .. } | VolumeUse::Image { .. } => None,
+        })
+    }
+
+    fn followed_paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.volume_uses().filter_map(|used| match used {
+            VolumeUse::Followed { path } => Some(path.clone()),
+            VolumeUse::Memory { .. } | VolumeUse::Shared { .. } | VolumeUse::Image { .. } => None,
+        })
     }
 
     /// Makes every mount's source; `uses` is what [`Self::assign_volumes`] said for them.
@@ -276,13 +293,7 @@ impl Driver {
 
     /// Follows what containers have that is to be followed. `generations` is what the guest was given just now.
     pub(super) fn follow_volumes(&mut self, generations: &BTreeMap<PathBuf, String>) {
-        let paths: Vec<PathBuf> = self
-            .volume_uses()
-            .filter_map(|used| match used {
-                VolumeUse::Followed { path } => Some(path.clone()),
-                _ => None,
-            })
-            .collect();
+        let paths: Vec<PathBuf> = self.followed_paths().collect();
         let Some(live) = &mut self.live else {
             return;
         };
@@ -299,14 +310,8 @@ impl Driver {
 
     /// Gives back what no container holds any more; what cannot be given back goes with the Machine.
     pub(super) async fn release_volumes(&mut self) {
-        let (mut names, mut followed) = (BTreeSet::new(), BTreeSet::new());
-        for used in self.volume_uses() {
-            match used {
-                VolumeUse::Shared { name, .. } => drop(names.insert(name.clone())),
-                VolumeUse::Followed { path } => drop(followed.insert(path.clone())),
-                VolumeUse::Memory { .. } | VolumeUse::Image { .. } => {}
-            }
-        }
+        let names: BTreeSet<String> = self.shared_names().collect();
+        let followed: BTreeSet<PathBuf> = self.followed_paths().collect();
         let Some(live) = &mut self.live else {
             return;
         };
@@ -314,7 +319,9 @@ impl Driver {
         let unused: Vec<String> = live.shared.bound.difference(&names).cloned().collect();
         for name in unused {
             match self.node.shares.unbind(&self.plan.layout, &name).await {
-                Ok(()) => drop(live.shared.bound.remove(&name)),
+                Ok(()) => {
+                    live.shared.bound.remove(&name);
+                }
                 Err(error) => tracing::warn!(
                     sandbox = self.record.id,
                     error = chain(&error),
@@ -337,13 +344,7 @@ impl Driver {
                 VolumeUse::Followed { .. } | VolumeUse::Image { .. } => None,
             })
             .collect();
-        let names: Vec<String> = self
-            .volume_uses()
-            .filter_map(|used| match used {
-                VolumeUse::Shared { name, .. } => Some(name.clone()),
-                _ => None,
-            })
-            .collect();
+        let names: Vec<String> = self.shared_names().collect();
         let Some(live) = &mut self.live else {
             return Ok(());
         };
@@ -363,6 +364,13 @@ impl Driver {
 
     /// The process that serves the volumes has ended: every access to them fails from now on, so the Machine ends too.
     pub(super) async fn server_ended(&mut self, exit: MachineExit) {
+        // It also ends with its connection, which a VMM that ends lets go of before it is gone.
+        if let Some(live) = &self.live
+            && let Ok(exit) = tokio::time::timeout(TOGETHER, live.process.exited()).await
+        {
+            self.machine_ended(&exit.to_string()).await;
+            return;
+        }
         let how = match exit {
             MachineExit::Exited(reason) => format!("with code {}", reason.code()),
             MachineExit::Signalled(signal) => format!("by signal {signal}"),
