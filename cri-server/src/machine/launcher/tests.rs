@@ -3,7 +3,7 @@
 
 use std::{io::Write as _, time::Duration};
 
-use proto::machine::{CONFIG_VERSION, Console, ExitReason, Vcpus};
+use proto::machine::{CONFIG_VERSION, Console, Device, ExitReason, Vcpus};
 use tokio::time::timeout;
 
 use super::*;
