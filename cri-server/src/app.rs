@@ -11,12 +11,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Config,
+    directory_watch::DirectoryWatch,
     grpc::{
         self, Edge,
         socket::{self, DirectoryLock},
     },
     image::{ImageStore, OpenError},
-    machine::{Launcher, ScratchError, ScratchTemplate, VmmLauncher},
+    machine::{Launcher, ScratchError, ScratchTemplate, Shares, Virtiofsd, VmmLauncher},
     metrics::Metrics,
     network::{CniNetwork, Network},
     sandbox::{Events, Node, Registry},
@@ -34,6 +35,8 @@ pub struct Drivers {
     pub launcher: Arc<dyn Launcher>,
     /// Attaches pods to the network.
     pub network: Arc<dyn Network>,
+    /// Shares files of the host with guests.
+    pub shares: Arc<dyn Shares>,
 }
 
 /// A daemon that is wired and does not run yet.
@@ -99,6 +102,7 @@ impl Drivers {
                 VmmLauncher::new(config.machine.vmm.clone()).with_shim(config.host_pods.shim()),
             ),
             network: Arc::new(CniNetwork::new(config.network.clone())),
+            shares: Arc::new(Virtiofsd::new(config.machine.virtiofsd.clone())),
         }
     }
 }
@@ -120,11 +124,14 @@ impl App {
         let images = Arc::new(ImageStore::open(config.image.clone())?);
         let scratch_bytes = config.machine.scratch_mib.saturating_mul(1024 * 1024);
         let scratch = ScratchTemplate::new(config.state.join("scratch-template"), scratch_bytes)?;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let node = Node {
             store,
             images,
             network: drivers.network,
             launcher: drivers.launcher,
+            shares: drivers.shares,
+            directories: Arc::new(DirectoryWatch::new(tasks.clone(), stop.clone())),
             scratch,
             metrics: Metrics::default(),
             streaming: Streaming::new(&config.streaming),
@@ -132,8 +139,8 @@ impl App {
             events: Events::default(),
             samples: Samples::default(),
             pod_cidr: Mutex::default(),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            tasks,
+            stop,
             config,
         };
         Ok(Self {

@@ -68,6 +68,8 @@ pub enum CgroupDriver {
 pub struct MachineDefaults {
     /// The VMM program.
     pub vmm: PathBuf,
+    /// The program that serves files of the host to guests; only pods that share some need it.
+    pub virtiofsd: PathBuf,
     /// Guest kernel, an uncompressed ELF with a PVH note.
     pub kernel: PathBuf,
     /// cpio archive with the agent as /init.
@@ -118,9 +120,9 @@ pub enum LayerTransport {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ContainerDefaults {
-    /// Most bytes of files that are sent into the guest for one container's mounts, KiB.
+    /// Most bytes of files that are sent into the guest for one container's mounts, KiB. Volumes beyond that are shared.
     pub files_total_kib: u64,
-    /// Most bytes of one file mounted into a container, KiB.
+    /// Most bytes of one file of them, KiB.
     pub file_kib: u64,
     /// RLIMIT_NOFILE, soft and hard.
     pub nofile: (u64, u64),
@@ -211,6 +213,7 @@ impl Default for MachineDefaults {
     fn default() -> Self {
         Self {
             vmm: "/usr/libexec/clearpod/clearpod-vmm".into(),
+            virtiofsd: "/usr/libexec/clearpod/virtiofsd".into(),
             kernel: "/usr/share/clearpod/vmlinux".into(),
             initramfs: "/usr/share/clearpod/initramfs.cpio".into(),
             command_line: "quiet".to_owned(),
@@ -367,6 +370,7 @@ impl Config {
             ("state", &self.state),
             ("run", &self.run),
             ("machine.vmm", &machine.vmm),
+            ("machine.virtiofsd", &machine.virtiofsd),
             ("machine.kernel", &machine.kernel),
             ("machine.initramfs", &machine.initramfs),
         ] {

@@ -20,6 +20,7 @@ pub mod streaming;
 
 mod clock;
 mod container;
+mod directory_watch;
 #[cfg(not(feature = "failpoints"))]
 mod failpoint;
 mod grpc;

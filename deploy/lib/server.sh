@@ -52,6 +52,7 @@ state = "$state"
 run = "$run"
 [machine]
 vmm = "$bundle/bin/clearpod-vmm"
+virtiofsd = "$bundle/bin/virtiofsd"
 kernel = "$bundle/share/vmlinux"
 initramfs = "$bundle/share/initramfs.cpio"
 [image]

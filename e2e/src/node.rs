@@ -232,7 +232,8 @@ impl Node {
         self.write_network()?;
         let config = format!(
             "state = \"{state}\"\nrun = \"{run}\"\n[machine]\nvmm = \"{bundle}/bin/clearpod-vmm\"\n\
-             kernel = \"{bundle}/share/vmlinux\"\ninitramfs = \"{bundle}/share/initramfs.cpio\"\n\
+             virtiofsd = \"{bundle}/bin/virtiofsd\"\nkernel = \"{bundle}/share/vmlinux\"\n\
+             initramfs = \"{bundle}/share/initramfs.cpio\"\n\
              [network]\nconf_dir = \"{run}/net.d\"\ncache_dir = \"{run}/cni\"\nplugin_seconds = {PLUGIN_SECONDS}\n\
              bin_dirs = [\"/opt/cni/bin\", \"/usr/lib/cni\", \"{run}/cni-bin\"]\n{extra}"
         );

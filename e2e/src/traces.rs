@@ -50,7 +50,7 @@ fn processes() -> Vec<String> {
         .filter_map(|entry| entry.ok());
     let names = pids.filter_map(|entry| {
         let name = fs_err::read_to_string(entry.path().join("comm")).ok()?;
-        name.starts_with("clearpod-vmm")
+        (name.starts_with("clearpod-vmm") || name.trim() == "virtiofsd")
             .then(|| format!("process {}", entry.file_name().display()))
     });
     names.collect()

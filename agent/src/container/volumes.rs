@@ -1,27 +1,31 @@
-//! Where the content of a container's mounts is: shared directories, tmpfs and files by name, disks.
+//! Where the content of a container's mounts is: shared directories, tmpfs and files by name, disks, images.
 //!
 //! Each volume is made when its first container asks for it and goes with the last. Volumes with a name are the same in
-//! every container of the pod; without one they belong to one container.
+//! every container of the pod; without one they belong to one container. `files` writes, `mounts` mounts.
+
+mod files;
+mod mounts;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use proto::agent::v1::mount::Source as WireSource;
-use proto::agent::v1::{ErrorCode, File, FilesSource, Mount as WireMount, TmpfsSource};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use proto::agent::v1::{
+    Disk, ErrorCode, FilesSource, ImageSource, Mount as WireMount, SharedSource, TmpfsSource,
+};
+use rustix::mount::{UnmountFlags, unmount};
 use tokio::sync::Mutex;
 
 use crate::container::mount_plan;
+use crate::disk::pci::PciAddress;
 use crate::disk::{Disks, Lease};
 use crate::error::{Context as _, Failure};
-use crate::init::order::{Content, Source};
+use crate::init::order::Source;
 
-/// Most files in one volume that comes with a request, and most bytes of a path in it.
-const MAX_FILES: usize = 4096;
-const MAX_FILE_PATH: usize = 4096;
+/// Most mounts of the host below one shared path that are told.
+const MAX_SUBMOUNTS: usize = 4096;
 
 /// The volumes of the pod.
 #[derive(Debug)]
@@ -43,12 +47,17 @@ enum Key {
     Tmpfs(String),
     Files(String),
     Shared(String),
+    /// A path in a shared directory, by the directory's tag.
+    SharedPath(String, String),
+    /// PCI addresses of the layers.
+    Image(Vec<String>),
 }
 
 #[derive(Debug)]
 struct Entry {
     path: PathBuf,
     by: usize,
+    lasting: bool,
 }
 
 /// What a container holds of the volumes; given back to [`Volumes::release`].
@@ -88,23 +97,9 @@ impl Volumes {
                 mount_plan::standard(field, &mount.destination, &standard.filesystem)
             }
             WireSource::Sandbox(sandbox) => self.sandbox(field, &sandbox.name),
-            WireSource::Tmpfs(tmpfs) if tmpfs.name.is_empty() => Ok(private_tmpfs(tmpfs)),
-            WireSource::Tmpfs(tmpfs) => {
-                let make = |path: &Path| mount_tmpfs(path, tmpfs);
-                let base = self
-                    .acquire(field, Key::Tmpfs(tmpfs.name.clone()), make, held)
-                    .await?;
-                Ok(bind(base, ""))
-            }
-            WireSource::Shared(shared) => {
-                let tag = shared.tag.clone();
-                let flags = MountFlags::NOSUID | MountFlags::NODEV;
-                let make = |path: &Path| mount_at("virtiofs", &tag, path, flags, "");
-                let base = self
-                    .acquire(field, Key::Shared(shared.tag.clone()), make, held)
-                    .await?;
-                Ok(bind(base, &shared.path))
-            }
+            WireSource::Tmpfs(tmpfs) if tmpfs.name.is_empty() => Ok(mounts::private_tmpfs(tmpfs)),
+            WireSource::Tmpfs(tmpfs) => self.tmpfs(field, tmpfs, held).await,
+            WireSource::Shared(shared) => self.shared(disks, field, shared, held).await,
             WireSource::Host(_) => {
                 let text = format!("{field}.host: a guest has no path of the host");
                 Err(Failure::new(ErrorCode::Unsupported, text))
@@ -115,11 +110,10 @@ impl Volumes {
                     .disk
                     .as_ref()
                     .ok_or_else(|| Failure::invalid(format!("{field}.disk: missing")))?;
-                let lease = disks.acquire(&format!("{field}.disk"), of).await?;
-                let base = lease.path.clone();
-                held.push(Held::Disk(lease));
+                let base = disk_at(disks, &format!("{field}.disk"), of, held).await?;
                 Ok(bind(base, &disk.path))
             }
+            WireSource::Image(image) => self.image(disks, field, image, held).await,
         }
     }
 
@@ -134,6 +128,83 @@ impl Volumes {
         }
     }
 
+    async fn tmpfs(&self, field: &str, tmpfs: &TmpfsSource, held: &mut Vec<Held>) -> Result<Source, Failure> {
+        if !tmpfs.path.is_empty() && !files::is_inside(&tmpfs.path) {
+            let text = format!("{field}.tmpfs.path: {:?} is no path in the volume", tmpfs.path);
+            return Err(Failure::invalid(text));
+        }
+        let key = Key::Tmpfs(tmpfs.name.clone());
+        let make = |path: &Path| mounts::tmpfs(path, tmpfs);
+        let base = self.acquire(field, key.clone(), make, held).await?;
+        if tmpfs.lasting
+            && let Some(entry) = self.used.lock().await.volumes.get_mut(&key)
+        {
+            entry.lasting = true;
+        }
+        if !tmpfs.path.is_empty() {
+            mounts::make_directory(&base, tmpfs).context(ErrorCode::Mount, || {
+                format!("{field}.tmpfs: make {:?}", tmpfs.path)
+            })?;
+        }
+        Ok(bind(base, &tmpfs.path))
+    }
+
+    async fn shared(
+        &self,
+        disks: &Disks,
+        field: &str,
+        shared: &SharedSource,
+        held: &mut Vec<Held>,
+    ) -> Result<Source, Failure> {
+        let paths = || [&shared.path].into_iter().chain(&shared.submounts);
+        if shared.submounts.len() > MAX_SUBMOUNTS || !paths().all(|path| files::is_inside(path)) {
+            let text = format!(
+                "{field}.shared: {:?} or one of the {} paths below it is no path in a directory",
+                shared.path,
+                shared.submounts.len()
+            );
+            return Err(Failure::invalid(text));
+        }
+        let address = PciAddress::parse(&format!("{field}.shared.pci_address"), &shared.pci_address)?;
+        disks.bus().driven(&address).await?;
+        let tag = &shared.tag;
+        let make = |path: &Path| mounts::shared(path, tag);
+        let base = self.acquire(field, Key::Shared(tag.clone()), make, held).await?;
+        let path = base.join(&shared.path);
+        let key = Key::SharedPath(tag.clone(), shared.path.clone());
+        self.acquire_at(field, key, path, |path| mounts::reach(path, shared), held)
+            .await?;
+        Ok(bind(base, &shared.path))
+    }
+
+    async fn image(
+        &self,
+        disks: &Disks,
+        field: &str,
+        image: &ImageSource,
+        held: &mut Vec<Held>,
+    ) -> Result<Source, Failure> {
+        if image.layers.is_empty() {
+            return Err(Failure::invalid(format!("{field}.image.layers: none")));
+        }
+        let mut layers = Vec::new();
+        for (index, layer) in image.layers.iter().enumerate() {
+            layers.push(disk_at(disks, &format!("{field}.image.layers[{index}]"), layer, held).await?);
+        }
+        layers.reverse();
+        let addresses = image.layers.iter().map(|layer| layer.pci_address.clone());
+        let key = Key::Image(addresses.collect());
+        let make = |path: &Path| mounts::image(path, &layers);
+        let base = self.acquire(field, key, make, held).await?;
+        match mounts::has(&base, &image.path) {
+            Ok(()) => Ok(bind(base, &image.path)),
+            Err(error) => Err(Failure::invalid(format!(
+                "{field}.image.path: {:?} in the image: {error}",
+                image.path
+            ))),
+        }
+    }
+
     async fn files(
         &self,
         field: &str,
@@ -142,7 +213,7 @@ impl Volumes {
         files: &FilesSource,
         held: &mut Vec<Held>,
     ) -> Result<Source, Failure> {
-        check_files(field, files)?;
+        files::check(field, files)?;
         // A private volume's name begins with a byte that no volume of the daemon's has.
         let name = match files.name.as_str() {
             "" => format!("\0{container_id}{}", mount.destination),
@@ -150,15 +221,36 @@ impl Volumes {
         };
         let make = |path: &Path| fs::create_dir_all(path);
         let base = self.acquire(field, Key::Files(name), make, held).await?;
-        for file in &files.files {
-            write_file(&base, file).context(ErrorCode::Mount, || {
-                format!("{field}.files: write {:?}", file.path)
-            })?;
+        // No update may be written at the same time. What is there is newer: updates come after it.
+        let _writing = self.used.lock().await;
+        if files.generation.is_empty() || !files::is_populated(&base) {
+            files::write(&base, files)
+                .context(ErrorCode::Mount, || format!("{field}.files: write the volume"))?;
         }
         match (files.single_file, files.files.first()) {
             (true, Some(file)) => Ok(bind(base, &file.path)),
             _ => Ok(bind(base, "")),
         }
+    }
+
+    /// Gives a volume of files its next generation.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, `NotFound`, `Mount`; after that the volume is what it was, or what it is to be.
+    pub(crate) async fn update_files(&self, source: &FilesSource) -> Result<(), Failure> {
+        files::check("source", source)?;
+        if source.generation.is_empty() {
+            return Err(Failure::invalid("source.generation: missing"));
+        }
+        let used = self.used.lock().await;
+        let entry = used.volumes.get(&Key::Files(source.name.clone()));
+        let Some(entry) = entry else {
+            let text = format!("no container has the volume {:?}", source.name);
+            return Err(Failure::new(ErrorCode::NotFound, text));
+        };
+        files::write(&entry.path, source).context(ErrorCode::Mount, || {
+            format!("update the volume {:?}", source.name)
+        })
     }
 
     async fn acquire(
@@ -168,14 +260,29 @@ impl Volumes {
         make: impl FnOnce(&Path) -> io::Result<()>,
         held: &mut Vec<Held>,
     ) -> Result<PathBuf, Failure> {
+        let path = {
+            let mut used = self.used.lock().await;
+            used.next += 1;
+            self.run.join("volumes").join((used.next - 1).to_string())
+        };
+        self.acquire_at(field, key, path, make, held).await
+    }
+
+    /// One more user of the volume, which is made at `path` if there is none yet; where it is.
+    async fn acquire_at(
+        &self,
+        field: &str,
+        key: Key,
+        path: PathBuf,
+        make: impl FnOnce(&Path) -> io::Result<()>,
+        held: &mut Vec<Held>,
+    ) -> Result<PathBuf, Failure> {
         let mut used = self.used.lock().await;
         if let Some(entry) = used.volumes.get_mut(&key) {
             entry.by += 1;
             held.push(Held::Volume(VolumeLease(key)));
             return Ok(entry.path.clone());
         }
-        let path = self.run.join("volumes").join(used.next.to_string());
-        used.next += 1;
         make(&path).context(ErrorCode::Mount, || {
             format!("{field}: make the volume at {}", path.display())
         })?;
@@ -184,13 +291,14 @@ impl Volumes {
             Entry {
                 path: path.clone(),
                 by: 1,
+                lasting: false,
             },
         );
         held.push(Held::Volume(VolumeLease(key)));
         Ok(path)
     }
 
-    /// Gives one back; the last one to leave removes the volume.
+    /// Gives one back; the last one to leave removes the volume, unless it lasts.
     ///
     /// # Errors
     /// `Mount` when it cannot be removed.
@@ -204,15 +312,21 @@ impl Volumes {
             return Ok(());
         };
         entry.by = entry.by.saturating_sub(1);
-        if entry.by > 0 {
+        if entry.by > 0 || entry.lasting {
             return Ok(());
         }
         let path = entry.path.clone();
         let remove = || match &lease.0 {
-            Key::Tmpfs(_) | Key::Shared(_) => {
+            Key::Tmpfs(_) | Key::Image(_) => {
                 unmount(&path, UnmountFlags::NOFOLLOW)?;
                 fs::remove_dir(&path)
             }
+            // What the host has mounted below may be mounted here as well.
+            Key::Shared(_) => {
+                unmount(&path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?;
+                fs::remove_dir(&path)
+            }
+            Key::SharedPath(..) => mounts::leave(&path),
             Key::Files(_) => fs::remove_dir_all(&path),
         };
         remove().context(ErrorCode::Mount, || {
@@ -223,6 +337,13 @@ impl Volumes {
     }
 }
 
+async fn disk_at(disks: &Disks, field: &str, disk: &Disk, held: &mut Vec<Held>) -> Result<PathBuf, Failure> {
+    let lease = disks.acquire(field, disk).await?;
+    let path = lease.path.clone();
+    held.push(Held::Disk(lease));
+    Ok(path)
+}
+
 fn bind(base: PathBuf, path: &str) -> Source {
     Source::Bind {
         base,
@@ -230,134 +351,49 @@ fn bind(base: PathBuf, path: &str) -> Source {
     }
 }
 
-fn private_tmpfs(tmpfs: &TmpfsSource) -> Source {
-    let (mode, size) = (format!("{:o}", tmpfs_mode(tmpfs)), tmpfs.size_bytes.to_string());
-    let mut options = vec![("mode", mode.as_str())];
-    if tmpfs.size_bytes > 0 {
-        options.push(("size", size.as_str()));
-    }
-    mount_plan::new_file_system("tmpfs", &options, Content::Empty)
-}
-
-fn mount_tmpfs(path: &Path, tmpfs: &TmpfsSource) -> io::Result<()> {
-    let mut options = format!("mode={:o}", tmpfs_mode(tmpfs));
-    if tmpfs.size_bytes > 0 {
-        options.push_str(&format!(",size={}", tmpfs.size_bytes));
-    }
-    mount_at(
-        "tmpfs",
-        "tmpfs",
-        path,
-        MountFlags::NOSUID | MountFlags::NODEV,
-        &options,
-    )
-}
-
-/// 0 is the default: as /tmp, since a container's user has to be able to write.
-fn tmpfs_mode(tmpfs: &TmpfsSource) -> u32 {
-    if tmpfs.mode == 0 {
-        0o1777
-    } else {
-        tmpfs.mode & 0o7777
-    }
-}
-
-fn mount_at(filesystem: &str, source: &str, path: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
-    fs::create_dir_all(path)?;
-    let options = std::ffi::CString::new(options)?;
-    Ok(mount(source, path, filesystem, flags, options.as_c_str())?)
-}
-
-fn check_files(field: &str, files: &FilesSource) -> Result<(), Failure> {
-    if files.files.len() > MAX_FILES {
-        let text = format!(
-            "{field}.files: {} files, more than {MAX_FILES}",
-            files.files.len()
-        );
-        return Err(Failure::invalid(text));
-    }
-    if files.single_file && files.files.len() != 1 {
-        let text = format!(
-            "{field}.files: a single file is asked for, and there are {}",
-            files.files.len()
-        );
-        return Err(Failure::invalid(text));
-    }
-    let inside = |path: &str| {
-        !path.is_empty()
-            && path.len() <= MAX_FILE_PATH
-            && !path.contains('\0')
-            && path.split('/').all(|name| !matches!(name, "" | "." | ".."))
-    };
-    match files.files.iter().find(|file| !inside(&file.path)) {
-        Some(file) => Err(Failure::invalid(format!(
-            "{field}.files: {:?} is no path in the volume",
-            file.path
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// Replaces the file in one step, since another container may be reading it.
-fn write_file(base: &Path, file: &File) -> io::Result<()> {
-    let path = base.join(&file.path);
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let mut temporary = path.clone().into_os_string();
-    temporary.push(".clearpod-new");
-    fs::write(&temporary, &file.content)?;
-    let mode = if file.mode == 0 { 0o644 } else { file.mode & 0o777 };
-    chown(&temporary, Some(file.uid), Some(file.gid))?;
-    fs::set_permissions(&temporary, fs::Permissions::from_mode(mode))?;
-    fs::rename(&temporary, &path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use proto::agent::v1::File;
+
     use super::*;
 
-    fn files(paths: &[&str], single_file: bool) -> FilesSource {
-        let file = |path: &&str| File {
-            path: (*path).to_owned(),
-            content: b"x".to_vec(),
-            mode: 0o400,
-            uid: rustix::process::getuid().as_raw(),
-            gid: rustix::process::getgid().as_raw(),
-        };
+    fn place() -> (tempfile::TempDir, Volumes, Disks) {
+        let run = tempfile::tempdir().unwrap();
+        let volumes = Volumes::new(run.path());
+        let bus = crate::disk::pci::PciBus::new("/nonexistent");
+        let disks = Disks::new(bus, "/dev", run.path().join("disks"));
+        (run, volumes, disks)
+    }
+
+    fn files(generation: &str, content: &str) -> FilesSource {
         FilesSource {
             name: "config".to_owned(),
-            files: paths.iter().map(file).collect(),
-            single_file,
+            files: vec![File {
+                path: "dir/key".to_owned(),
+                content: content.as_bytes().to_vec(),
+                mode: 0o400,
+                uid: rustix::process::getuid().as_raw(),
+                gid: rustix::process::getgid().as_raw(),
+            }],
+            single_file: false,
+            generation: generation.to_owned(),
         }
     }
 
-    #[test]
-    fn paths_that_leave_the_volume_are_refused() {
-        for wrong in ["", "..", "../x", "a/../../x", "/etc/passwd", "a//b", "./a"] {
-            assert!(
-                check_files("mounts[0]", &files(&[wrong], false)).is_err(),
-                "{wrong:?}"
-            );
+    fn mount(source: WireSource) -> WireMount {
+        WireMount {
+            destination: "/etc/config".to_owned(),
+            source: Some(source),
+            ..WireMount::default()
         }
-        assert!(check_files("mounts[0]", &files(&["a", "b"], true)).is_err());
-        check_files("mounts[0]", &files(&["..data/key", "key"], false)).unwrap();
     }
 
     #[tokio::test]
     async fn a_named_volume_lives_from_its_first_container_to_its_last() {
-        let run = tempfile::tempdir().unwrap();
-        let volumes = Volumes::new(run.path());
-        let disks = Disks::new(
-            crate::disk::pci::PciBus::new("/nonexistent"),
-            "/dev",
-            run.path().join("disks"),
-        );
-        let mount = WireMount {
-            destination: "/etc/config".to_owned(),
-            source: Some(WireSource::Files(files(&["dir/key"], false))),
-            ..WireMount::default()
-        };
+        let (run, volumes, disks) = place();
+        let mount = mount(WireSource::Files(files("", "x")));
         let mut held = Vec::new();
         let first = volumes
             .source(&disks, "mounts[0]", "a", &mount, &mut held)
@@ -374,5 +410,66 @@ mod tests {
         assert!(key.exists());
         volumes.release(&disks, &held[1]).await.unwrap();
         assert!(!key.exists());
+    }
+
+    #[tokio::test]
+    async fn an_update_reaches_the_volume_and_an_older_request_does_not() {
+        let (run, volumes, disks) = place();
+        let first = mount(WireSource::Files(files("..1", "one")));
+        let mut held = Vec::new();
+        volumes
+            .source(&disks, "mounts[0]", "a", &first, &mut held)
+            .await
+            .unwrap();
+        let read = || fs::read_to_string(run.path().join("volumes/0/dir/key")).unwrap();
+        assert_eq!(read(), "one");
+        volumes.update_files(&files("..2", "two")).await.unwrap();
+        assert_eq!(read(), "two");
+        volumes
+            .source(&disks, "mounts[0]", "b", &first, &mut held)
+            .await
+            .unwrap();
+        assert_eq!(read(), "two");
+        for held in &held {
+            volumes.release(&disks, held).await.unwrap();
+        }
+        let failure = volumes.update_files(&files("..3", "")).await.unwrap_err();
+        assert_eq!(failure.code(), ErrorCode::NotFound);
+    }
+
+    #[tokio::test]
+    async fn what_names_no_place_in_a_volume_is_refused() {
+        let (_run, volumes, disks) = place();
+        let shared = |path: &str, below: &str| {
+            WireSource::Shared(SharedSource {
+                tag: "shared".to_owned(),
+                path: path.to_owned(),
+                pci_address: "0000:00:03.0".to_owned(),
+                submounts: vec![below.to_owned()],
+            })
+        };
+        let tmpfs = WireSource::Tmpfs(TmpfsSource {
+            name: "memory".to_owned(),
+            path: "../up".to_owned(),
+            ..TmpfsSource::default()
+        });
+        let image = WireSource::Image(ImageSource::default());
+        for source in [
+            shared("..", "a"),
+            shared("0", "/etc"),
+            shared("", "a"),
+            tmpfs,
+            image,
+        ] {
+            let mut held = Vec::new();
+            let asked = mount(source);
+            let failure = volumes
+                .source(&disks, "mounts[7]", "a", &asked, &mut held)
+                .await
+                .unwrap_err();
+            assert_eq!(failure.code(), ErrorCode::InvalidArgument, "{failure}");
+            assert!(failure.to_string().starts_with("mounts[7]."), "{failure}");
+            assert!(held.is_empty());
+        }
     }
 }

@@ -75,6 +75,18 @@ impl PciBus {
         .await
     }
 
+    /// Waits for the virtio device at `address` to have a driver.
+    ///
+    /// # Errors
+    /// [`ErrorCode::DeviceMissing`] when it does not get one.
+    pub(crate) async fn driven(&self, address: &PciAddress) -> Result<(), Failure> {
+        let driver =
+            |device: &Path| Some(child(device, "virtio")?.join("driver")).filter(|link| link.exists());
+        self.wait_for("device with a driver", address, driver)
+            .await
+            .map(drop)
+    }
+
     async fn wait_for(
         &self,
         what: &str,
@@ -172,10 +184,12 @@ mod tests {
             "0000:00:03.0/virtio1/block/vda",
             "0000:00:04.0/virtio2/ndbus0/region0/namespace0.0/block/pmem0",
             "0000:00:05.0/virtio3/net/eth0",
+            "0000:00:06.0/virtio4/driver",
         ]);
         assert_eq!(bus.block_device(&address("0000:00:03.0")).await.unwrap(), "vda");
         assert_eq!(bus.block_device(&address("0000:00:04.0")).await.unwrap(), "pmem0");
         assert_eq!(bus.interface(&address("0000:00:05.0")).await.unwrap(), "eth0");
+        bus.driven(&address("0000:00:06.0")).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

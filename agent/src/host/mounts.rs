@@ -55,7 +55,7 @@ pub(super) fn mount(field: &str, mount: &Mount, places: &Places) -> Result<Value
             check_path(&format!("{field}.host.path"), &host.path)?;
             bind(PathBuf::from(&host.path), options, propagation(host))
         }
-        Source::Shared(_) | Source::Disk(_) | Source::Files(_) => {
+        Source::Shared(_) | Source::Disk(_) | Source::Files(_) | Source::Image(_) => {
             let text = format!("{field}.source: it is a Machine's; a host pod mounts paths of the host");
             return Err(Failure::new(ErrorCode::Unsupported, text));
         }

@@ -191,6 +191,11 @@ impl Agent for Service {
         answer(&request.container_id, done)
     }
 
+    async fn update_files(&self, _: Request<wire::UpdateFilesRequest>) -> Answer<wire::UpdateFilesResponse> {
+        let text = "a host pod mounts paths of the host, and has no volumes of files";
+        answer("", Err(Failure::new(ErrorCode::NotFound, text)))
+    }
+
     async fn stats(&self, request: Request<wire::StatsRequest>) -> Answer<wire::StatsResponse> {
         let request = request.into_inner();
         answer(&request.container_id, stats::stats(&self.pod, &request).await)

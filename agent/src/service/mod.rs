@@ -225,6 +225,19 @@ impl Agent for Service {
         self.answer(&request.container_id, call).await
     }
 
+    async fn update_files(
+        &self,
+        request: Request<wire::UpdateFilesRequest>,
+    ) -> Answer<wire::UpdateFilesResponse> {
+        let pod = self.pod.clone();
+        let source = request.into_inner().source.unwrap_or_default();
+        let call = self.whole(async move {
+            pod.volumes.update_files(&source).await?;
+            Ok(wire::UpdateFilesResponse {})
+        });
+        self.answer("", call).await
+    }
+
     async fn stats(&self, request: Request<wire::StatsRequest>) -> Answer<wire::StatsResponse> {
         let request = request.into_inner();
         self.answer(&request.container_id, stats::stats(&self.pod, &request))

@@ -5,6 +5,7 @@ mod filesystem;
 mod life;
 mod pod;
 mod streams;
+mod volumes;
 
 use std::pin::Pin;
 
@@ -45,6 +46,12 @@ cases! {
         writes_stay_in_the_container,
         the_working_directory_is_made,
         mounts_that_cannot_be_are_refused,
+    }
+    volumes {
+        updated_files_take_the_place_of_the_old_ones,
+        read_only_means_submounts_only_when_asked,
+        a_lasting_volume_survives_its_containers,
+        an_image_is_a_read_only_volume,
     }
     confinement {
         users_are_resolved_in_the_container,

@@ -23,7 +23,7 @@ use crate::{
 /// What can be checked alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// VMM, kernel and initramfs; the shim and the OCI runtime where pods may run on the host
+    /// VMM, virtiofsd, kernel and initramfs; the shim and the OCI runtime where pods may run on the host
     Files,
     /// The guest kernel boots and its agent answers
     Kvm,
@@ -109,6 +109,12 @@ fn files(config: &Config) -> Vec<Finding> {
             &machine.vmm,
             ELF,
             "install clearpod-vmm, or set machine.vmm",
+        ),
+        (
+            "virtiofsd",
+            &machine.virtiofsd,
+            ELF,
+            "build it with deploy/lib/virtiofsd, or set machine.virtiofsd; only pods that share files of the host need it",
         ),
         (
             "kernel",
@@ -345,6 +351,7 @@ mod tests {
         let mut config = Config::default();
         config.machine.kernel = directory.path().join("no-kernel");
         config.machine.vmm = directory.path().join("vmm");
+        config.machine.virtiofsd = directory.path().join("virtiofsd");
         fs_err::write(&config.machine.vmm, "#!/bin/sh").unwrap();
         let mut out = Vec::new();
         let code = run(&config, Some(Part::Files), 1, &mut out).await.unwrap();
@@ -354,6 +361,6 @@ mod tests {
             text.contains("no-kernel") && text.contains("another format"),
             "{text}"
         );
-        assert_eq!(text.matches("remedy:").count(), 3, "{text}");
+        assert_eq!(text.matches("remedy:").count(), 4, "{text}");
     }
 }

@@ -1,8 +1,7 @@
-//! Host files that a container mounts, read to be sent into the guest: configMap, secret, projected volumes, /etc/hosts and
-//! the termination log. Directories of the host that must be shared live are refused by their field.
+//! Host files that are sent into the guest: single files such as /etc/hosts, and the volumes that kubelet writes with its
+//! atomic writer. What is too large for that is left to be shared.
 //!
-//! Sizes are checked before reading, and a symbolic link may not lead out of its directory: kubelet makes projected volumes
-//! of links below `..data`.
+//! Sizes are checked before reading, and a symbolic link may not lead out of its directory.
 
 use std::{
     io,
@@ -12,147 +11,156 @@ use std::{
 
 use proto::agent::v1::{File, FilesSource};
 
-use crate::{config::ContainerDefaults, sandbox::RequestError};
+use crate::config::ContainerDefaults;
 
-/// Most entries of one mounted directory.
+/// Most entries of one volume.
 const MAX_FILES: usize = 4096;
 const MAX_DEPTH: usize = 16;
+/// A volume that kubelet replaces while it is read is read again, so often at most.
+const TRIES: usize = 5;
 
-/// What is left of a container's budget.
-#[derive(Debug)]
-pub(super) struct Budget {
+/// How much may be sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budget {
     total: u64,
     file: u64,
 }
 
+/// Why files are not sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Nothing is wrong with it, but it is not made for being copied.
+    #[error("{} {what}", path.display())]
+    Unfit { path: PathBuf, what: &'static str },
+}
+
 impl Budget {
-    pub(super) fn new(limits: &ContainerDefaults) -> Self {
+    pub(crate) fn new(limits: &ContainerDefaults) -> Self {
         Self {
             total: limits.files_total_kib * 1024,
             file: limits.file_kib * 1024,
         }
     }
 
-    fn take(&mut self, field: &str, path: &Path, bytes: u64) -> Result<(), RequestError> {
-        if bytes > self.file {
-            return Err(too_large(field, path, "one file", self.file));
-        }
+    fn take(&mut self, path: &Path, bytes: u64) -> Result<(), ReadError> {
         match self.total.checked_sub(bytes) {
-            Some(left) => {
+            Some(left) if bytes <= self.file => {
                 self.total = left;
                 Ok(())
             }
-            None => Err(too_large(field, path, "the files of one container", 0)),
+            _ => Err(unfit(
+                path,
+                "is larger than container.file_kib or files_total_kib",
+            )),
         }
     }
 }
 
-fn too_large(field: &str, path: &Path, what: &str, limit: u64) -> RequestError {
-    let limit = if limit == 0 {
-        "the limit".to_owned()
-    } else {
-        format!("{limit} bytes")
-    };
-    RequestError::unsupported(
-        field,
-        format!(
-            "{} is more than {limit} for {what}; larger volumes need virtio-fs",
-            path.display()
-        ),
-    )
+fn unfit(path: &Path, what: &'static str) -> ReadError {
+    ReadError::Unfit {
+        path: path.to_owned(),
+        what,
+    }
 }
 
-/// Reads a file, or every file of a directory. Blocks.
-pub(super) fn read(field: &str, path: &Path, budget: &mut Budget) -> Result<FilesSource, RequestError> {
-    let failed = |error: io::Error| RequestError::invalid(field, error.to_string());
-    let root = fs_err::canonicalize(path).map_err(failed)?;
-    let metadata = fs_err::metadata(&root).map_err(failed)?;
-    let mut files = Vec::new();
-    let single_file = metadata.is_file();
-    if single_file {
-        files.push(file(field, &root, PathBuf::from("file"), budget)?);
-    } else if metadata.is_dir() {
-        let mut walk = Walk {
-            field,
-            root: &root,
-            budget,
-            files: &mut files,
-        };
-        walk.directory(&root, Path::new(""), 0)?;
-    } else {
-        return Err(RequestError::unsupported(
-            field,
-            format!("{} is neither a file nor a directory", path.display()),
-        ));
-    }
+/// Reads one file. Blocks.
+pub(super) fn single(path: &Path, budget: &mut Budget) -> Result<FilesSource, ReadError> {
     Ok(FilesSource {
-        name: String::new(),
-        files,
-        single_file,
+        files: vec![file(path, "file".to_owned(), budget)?],
+        single_file: true,
+        ..FilesSource::default()
+    })
+}
+
+/// Reads the generation that `..data` of a volume leads to; the volume's name is its path. Blocks.
+pub(crate) fn generation(volume: &Path, budget: &mut Budget) -> Result<FilesSource, ReadError> {
+    let mut tries = 0;
+    loop {
+        let mut left = *budget;
+        let read = generation_once(volume, &mut left);
+        tries += 1;
+        match read {
+            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {}
+            Ok(source) => {
+                *budget = left;
+                return Ok(source);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn generation_once(volume: &Path, budget: &mut Budget) -> Result<FilesSource, ReadError> {
+    let target = fs_err::read_link(volume.join("..data"))?;
+    let generation = target.to_str().filter(|name| {
+        name.starts_with("..") && name.len() > 2 && !name.contains('/') && !name.starts_with("..data")
+    });
+    let generation = generation.ok_or_else(|| unfit(volume, "is not written as kubelet does"))?;
+    let name = volume.to_str().ok_or_else(|| unfit(volume, "is not UTF-8"))?;
+    let root = fs_err::canonicalize(volume.join(generation))?;
+    let mut walk = Walk {
+        root: &root,
+        budget,
+        files: Vec::new(),
+    };
+    walk.directory(&root, Path::new(""), 0)?;
+    Ok(FilesSource {
+        name: name.to_owned(),
+        files: walk.files,
+        single_file: false,
+        generation: generation.to_owned(),
     })
 }
 
 struct Walk<'a> {
-    field: &'a str,
     root: &'a Path,
     budget: &'a mut Budget,
-    files: &'a mut Vec<File>,
+    files: Vec<File>,
 }
 
 impl Walk<'_> {
-    fn directory(&mut self, directory: &Path, below: &Path, depth: usize) -> Result<(), RequestError> {
-        let field = self.field;
-        let refuse = |reason: String| Err(RequestError::unsupported(field, reason));
+    fn directory(&mut self, directory: &Path, below: &Path, depth: usize) -> Result<(), ReadError> {
         if depth > MAX_DEPTH {
-            return refuse(format!("{} is nested too deep", directory.display()));
+            return Err(unfit(directory, "is nested too deep"));
         }
-        let failed = |error: io::Error| RequestError::invalid(field, error.to_string());
-        let mut entries = fs_err::read_dir(directory)
-            .map_err(failed)?
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(failed)?;
+        let mut entries = fs_err::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
         entries.sort_by_key(fs_err::DirEntry::file_name);
         for entry in entries {
-            // `..data` and the dated directories behind it are how kubelet swaps contents; the visible names are links to them.
-            if entry.file_name().as_encoded_bytes().starts_with(b"..") {
-                continue;
-            }
-            let real = fs_err::canonicalize(entry.path()).map_err(failed)?;
+            let real = fs_err::canonicalize(entry.path())?;
             if !real.starts_with(self.root) {
-                return refuse(format!("{} leads out of the directory", entry.path().display()));
+                return Err(unfit(&entry.path(), "leads out of its volume"));
             }
             if self.files.len() >= MAX_FILES {
-                return refuse(format!("{} has more than {MAX_FILES} files", self.root.display()));
+                return Err(unfit(self.root, "has too many files"));
             }
             let name = below.join(entry.file_name());
-            let metadata = fs_err::metadata(&real).map_err(failed)?;
+            let metadata = fs_err::metadata(&real)?;
             if metadata.is_dir() {
                 self.directory(&real, &name, depth + 1)?;
             } else if metadata.is_file() {
-                let file = file(self.field, &real, name, self.budget)?;
-                self.files.push(file);
+                let text = name.to_str().ok_or_else(|| unfit(&real, "is not UTF-8"))?;
+                if text.starts_with("..") {
+                    return Err(unfit(&real, "has a name that kubelet keeps for itself"));
+                }
+                self.files.push(file(&real, text.to_owned(), self.budget)?);
             } else {
-                return refuse(format!("{} is no regular file", real.display()));
+                return Err(unfit(&real, "is no regular file"));
             }
         }
         Ok(())
     }
 }
 
-fn file(field: &str, path: &Path, name: PathBuf, budget: &mut Budget) -> Result<File, RequestError> {
-    let failed = |error: io::Error| RequestError::invalid(field, error.to_string());
-    let metadata = fs_err::metadata(path).map_err(failed)?;
-    budget.take(field, path, metadata.len())?;
-    let content = fs_err::read(path).map_err(failed)?;
+fn file(path: &Path, name: String, budget: &mut Budget) -> Result<File, ReadError> {
+    let metadata = fs_err::metadata(path)?;
+    budget.take(path, metadata.len())?;
+    let content = fs_err::read(path)?;
     // It may have grown between the two calls.
-    if content.len() as u64 > metadata.len() {
-        budget.take(field, path, content.len() as u64 - metadata.len())?;
-    }
-    let name = name.into_os_string().into_string();
+    budget.take(path, (content.len() as u64).saturating_sub(metadata.len()))?;
     Ok(File {
-        path: name.map_err(|_| {
-            RequestError::unsupported(field, format!("the name of {} is not UTF-8", path.display()))
-        })?,
+        path: name,
         content,
         mode: metadata.permissions().mode() & 0o7777,
         uid: metadata.uid(),
@@ -170,8 +178,7 @@ mod tests {
         Budget { total: 100, file: 60 }
     }
 
-    #[test]
-    fn a_projected_volume_shows_its_visible_names_only() {
+    fn volume() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         let data = directory.path().join("..2026_01_01");
         fs_err::create_dir_all(data.join("sub")).unwrap();
@@ -179,20 +186,37 @@ mod tests {
         fs_err::write(data.join("sub/ca.crt"), "ca").unwrap();
         symlink("..2026_01_01", directory.path().join("..data")).unwrap();
         symlink("..data/token", directory.path().join("token")).unwrap();
-        symlink("..data/sub", directory.path().join("sub")).unwrap();
-        let source = read("mounts[0].host_path", directory.path(), &mut budget()).unwrap();
-        let names: Vec<&str> = source.files.iter().map(|file| file.path.as_str()).collect();
-        assert_eq!(names, ["sub/ca.crt", "token"]);
-        assert_eq!(source.files[1].content, b"secret");
-        assert!(!source.single_file);
+        directory
     }
 
     #[test]
-    fn a_link_out_of_the_directory_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        symlink("/etc/passwd", directory.path().join("evil")).unwrap();
-        let error = read("mounts[2].host_path", directory.path(), &mut budget()).unwrap_err();
-        assert!(error.to_string().starts_with("mounts[2].host_path"), "{error}");
+    fn a_volume_is_read_by_its_generation() {
+        let directory = volume();
+        let source = generation(directory.path(), &mut budget()).unwrap();
+        let names: Vec<&str> = source.files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(names, ["sub/ca.crt", "token"]);
+        assert_eq!(source.files[1].content, b"secret");
+        assert_eq!(
+            (source.generation.as_str(), source.single_file),
+            ("..2026_01_01", false)
+        );
+        assert_eq!(source.name, directory.path().to_str().unwrap());
+    }
+
+    #[test]
+    fn what_is_not_written_as_kubelet_does_is_not_copied() {
+        let directory = volume();
+        let data = directory.path().join("..data");
+        symlink("/etc/passwd", directory.path().join("..2026_01_01/evil")).unwrap();
+        let unfit =
+            |result: Result<FilesSource, ReadError>| matches!(result.unwrap_err(), ReadError::Unfit { .. });
+        assert!(unfit(generation(directory.path(), &mut budget())));
+        fs_err::remove_file(&data).unwrap();
+        symlink("/etc", &data).unwrap();
+        assert!(unfit(generation(directory.path(), &mut budget())));
+        fs_err::remove_file(&data).unwrap();
+        let error = generation(directory.path(), &mut budget()).unwrap_err();
+        assert!(matches!(error, ReadError::Io(_)), "{error}");
     }
 
     #[test]
@@ -200,10 +224,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a");
         fs_err::write(&path, [b'x'; 61]).unwrap();
-        assert!(read("f", &path, &mut budget()).is_err());
+        assert!(single(&path, &mut budget()).is_err());
         fs_err::write(&path, [b'x'; 60]).unwrap();
         let mut budget = budget();
-        assert!(read("f", &path, &mut budget).unwrap().single_file);
-        assert!(read("f", &path, &mut budget).is_err());
+        assert!(single(&path, &mut budget).unwrap().single_file);
+        assert!(single(&path, &mut budget).is_err());
+        assert_eq!(budget.total, 40, "what is not sent costs nothing");
     }
 }

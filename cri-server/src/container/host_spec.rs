@@ -11,7 +11,10 @@ use proto::{
     cri::v1::{self as cri, NamespaceMode, security_profile::ProfileType},
 };
 
-use super::spec::{self, ContainerPlan};
+use super::{
+    mounts::{self, is_image},
+    spec::{self, ContainerPlan},
+};
 use crate::{config::ContainerDefaults, host::HostPlan, image::RunConfig, sandbox::RequestError};
 
 const SECURITY: &str = "linux.security_context";
@@ -39,7 +42,7 @@ pub(crate) async fn plan(
     }
     let common = spec::common(container_id, config, image, defaults).await?;
     let request = agent::CreateContainerRequest {
-        mounts: mounts(config, &security)?,
+        mounts: bound(config, &security)?,
         namespaces: Some(namespaces(&security, host)?),
         resources: Some(spec::resources_on_host(linux.resources.as_ref())?),
         devices: devices(config)?,
@@ -48,7 +51,9 @@ pub(crate) async fn plan(
     };
     Ok(ContainerPlan {
         request,
-        // The file is the host's and mounted: nobody has to carry the message.
+        // All of the host's is bound as it is: nothing has to be made of it, and nobody has to carry the message.
+        mounts: Vec::new(),
+        devices: Vec::new(),
         termination_log: None,
         log_path: spec::log_path(sandbox, config)?,
     })
@@ -83,18 +88,23 @@ fn namespaces(
     })
 }
 
-fn mounts(
+fn bound(
     config: &cri::ContainerConfig,
     security: &cri::LinuxContainerSecurityContext,
 ) -> Result<Vec<agent::Mount>, RequestError> {
-    let mut mounts = spec::sandbox_files(config);
+    let own = mounts::pod_files(&config.mounts).map(|(destination, source)| agent::Mount {
+        destination: destination.to_owned(),
+        source: Some(source),
+        ..agent::Mount::default()
+    });
+    let mut bound: Vec<agent::Mount> = own.collect();
     let labelled = security
         .selinux_options
         .as_ref()
         .is_some_and(|label| *label != cri::SeLinuxOption::default());
     for (index, mount) in config.mounts.iter().enumerate() {
         let field = |name: &str| format!("mounts[{index}].{name}");
-        spec::check_mount_common(index, mount)?;
+        check(&format!("mounts[{index}]"), mount)?;
         if mount.selinux_relabel && labelled {
             let reason = "files of the host keep their labels";
             return Err(RequestError::unsupported(field("selinux_relabel"), reason));
@@ -110,7 +120,7 @@ fn mounts(
             cri::MountPropagation::PropagationHostToContainer => agent::Propagation::Slave,
             cri::MountPropagation::PropagationBidirectional => agent::Propagation::Shared,
         };
-        mounts.push(agent::Mount {
+        bound.push(agent::Mount {
             destination: mount.container_path.clone(),
             read_only: mount.readonly,
             recursive_read_only: mount.recursive_read_only,
@@ -121,7 +131,26 @@ fn mounts(
             })),
         });
     }
-    Ok(mounts)
+    Ok(bound)
+}
+
+fn check(field: &str, mount: &cri::Mount) -> Result<(), RequestError> {
+    mounts::check_common(field, mount)?;
+    let unsupported =
+        |name: &str, reason: &str| Err(RequestError::unsupported(format!("{field}.{name}"), reason));
+    if is_image(mount) {
+        return unsupported("image", "image volumes of pods on the host");
+    }
+    if !mount.mount_options.is_empty() {
+        return unsupported("mount_options", "mount options of pods on the host");
+    }
+    if !mount.host_path.starts_with('/') {
+        return Err(RequestError::invalid(
+            format!("{field}.host_path"),
+            "no absolute path",
+        ));
+    }
+    Ok(())
 }
 
 fn devices(config: &cri::ContainerConfig) -> Result<Vec<agent::Device>, RequestError> {

@@ -4,10 +4,14 @@
 //! `sandbox::containers`. `exec` runs beside it: an exec changes no state that anyone keeps.
 
 mod capabilities;
+pub(crate) mod devices;
 pub(crate) mod exec;
-mod files;
+pub(crate) mod files;
+pub(crate) mod host_path;
 pub(crate) mod host_spec;
+mod kubelet_path;
 pub(crate) mod limits;
+pub(crate) mod mounts;
 mod seccomp;
 pub(crate) mod signal;
 pub(crate) mod spec;

@@ -1,7 +1,7 @@
 //! From CRI's configuration of a container to the agent's: what is honoured is translated, what is not is refused by its
-//! field. Nothing is made here; host files that are mounted are read.
+//! field. Nothing is made here but missing host paths; host files that are mounted are opened or read.
 //!
-//! Layers are added later, when the Machine has them. Standard mounts (/proc, /dev, ...) are the agent's own.
+//! Layers, mounts and devices are added to the request later, when the Machine has them. Standard mounts (/proc, /dev, ...) are the agent's own.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,8 @@ use proto::{
 
 use super::{
     capabilities,
-    files::{self, Budget},
+    devices::{self, PlannedDevice},
+    mounts::{self, MemoryHomes, PlannedMount},
     seccomp,
 };
 use crate::{config::ContainerDefaults, image::RunConfig, sandbox::RequestError};
@@ -25,44 +26,47 @@ const TERMINATION_LOG_ANNOTATION: &str = "io.kubernetes.container.terminationMes
 const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
 /// What a shell finds programs in when neither image nor pod says.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Writable files that kubelet mounts into every container; the guest's copy is the container's own.
-const OWN_COPIES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
 
 /// A container as it is to be made.
 #[derive(Debug)]
 pub(crate) struct ContainerPlan {
-    /// For the agent, without layers.
+    /// For the agent, without layers and without what a Machine mounts.
     pub(crate) request: agent::CreateContainerRequest,
+    /// In the order in which they are mounted.
+    pub(crate) mounts: Vec<PlannedMount>,
+    pub(crate) devices: Vec<PlannedDevice>,
     /// Host file that the termination message is written to.
     pub(crate) termination_log: Option<PathBuf>,
     pub(crate) log_path: Option<PathBuf>,
 }
 
-/// The pod that a container is made in.
-#[derive(Debug, Clone, Copy)]
+/// What a container's plan depends on beside its own configuration.
+#[derive(Debug)]
 pub(crate) struct Surroundings<'a> {
     pub(crate) sandbox: &'a cri::PodSandboxConfig,
+    /// Of its Machine.
     pub(crate) vcpus: u8,
+    pub(crate) image: &'a RunConfig,
+    pub(crate) defaults: &'a ContainerDefaults,
+    pub(crate) memory_homes: &'a MemoryHomes,
 }
 
 /// Translates a container.
 pub(crate) async fn plan(
     container_id: &str,
     config: &cri::ContainerConfig,
-    machine: Surroundings<'_>,
-    image: &RunConfig,
-    defaults: &ContainerDefaults,
+    around: &Surroundings<'_>,
 ) -> Result<ContainerPlan, RequestError> {
     refuse_unsupported(config)?;
     let linux = config.linux.clone().unwrap_or_default();
     let security = linux.security_context.clone().unwrap_or_default();
-    let common = common(container_id, config, image, defaults).await?;
+    let common = common(container_id, config, around.image, around.defaults).await?;
     let termination_log_path = termination_log(config);
-    let (mounts, termination_log) = mounts(config, &termination_log_path, defaults).await?;
+    let (mounts, devices) = host_files(config, &termination_log_path, around).await?;
+    let termination_log = mounts.termination_log;
     let request = agent::CreateContainerRequest {
-        mounts,
         namespaces: Some(namespaces(&security)?),
-        resources: Some(resources(linux.resources.as_ref(), machine.vcpus)?),
+        resources: Some(resources(linux.resources.as_ref(), around.vcpus)?),
         termination_log_path: if termination_log.is_some() {
             termination_log_path
         } else {
@@ -72,8 +76,10 @@ pub(crate) async fn plan(
     };
     Ok(ContainerPlan {
         request,
+        mounts: mounts.planned,
+        devices,
         termination_log,
-        log_path: log_path(machine.sandbox, config)?,
+        log_path: log_path(around.sandbox, config)?,
     })
 }
 
@@ -374,112 +380,21 @@ fn termination_log(config: &cri::ContainerConfig) -> String {
         .to_owned()
 }
 
-/// The pod's own files, then what the container asks for. The termination log's host file comes back beside them.
-async fn mounts(
+/// Opens and reads what the container asks for of the host's files.
+async fn host_files(
     config: &cri::ContainerConfig,
     termination_log: &str,
-    defaults: &ContainerDefaults,
-) -> Result<(Vec<agent::Mount>, Option<PathBuf>), RequestError> {
-    let mut mounts = sandbox_files(config);
-    let mut budget = Budget::new(defaults);
-    let mut termination_file = None;
-    for (index, mount) in config.mounts.iter().enumerate() {
-        let is_log = mount.container_path == termination_log;
-        check_mount(index, mount, is_log)?;
-        let (field, path) = (
-            format!("mounts[{index}].host_path"),
-            PathBuf::from(&mount.host_path),
-        );
-        if is_log {
-            termination_file = Some(path.clone());
-        }
-        let read = tokio::task::spawn_blocking(move || {
-            let source = files::read(&field, &path, &mut budget);
-            (source, budget)
-        });
-        let (source, left) = read
-            .await
-            .map_err(RequestError::failed("read the mounted files"))?;
-        budget = left;
-        mounts.push(agent::Mount {
-            destination: mount.container_path.clone(),
-            read_only: mount.readonly,
-            recursive_read_only: mount.recursive_read_only,
-            options: Vec::new(),
-            source: Some(agent::mount::Source::Files(source?)),
-        });
-    }
-    Ok((mounts, termination_file))
-}
-
-/// The pod's own files, where the container mounts nothing else.
-pub(super) fn sandbox_files(config: &cri::ContainerConfig) -> Vec<agent::Mount> {
-    ["resolv.conf", "hosts", "hostname"]
-        .into_iter()
-        .filter(|name| {
-            let destination = format!("/etc/{name}");
-            !config
-                .mounts
-                .iter()
-                .any(|mount| mount.container_path == destination)
-        })
-        .map(|name| agent::Mount {
-            destination: format!("/etc/{name}"),
-            source: Some(agent::mount::Source::Sandbox(agent::SandboxSource {
-                name: name.to_owned(),
-            })),
-            ..agent::Mount::default()
-        })
-        .collect()
-}
-
-fn check_mount(index: usize, mount: &cri::Mount, is_termination_log: bool) -> Result<(), RequestError> {
-    check_mount_common(index, mount)?;
-    let field = |name: &str| format!("mounts[{index}].{name}");
-    if mount.propagation() != cri::MountPropagation::PropagationPrivate {
-        let reason = "mounts do not propagate between host and guest";
-        return Err(RequestError::unsupported(field("propagation"), reason));
-    }
-    // selinux_relabel: labels of host files mean nothing in the guest, which has no SELinux; kubelet sets it always.
-    let own_copy = is_termination_log || OWN_COPIES.contains(&mount.container_path.as_str());
-    if !mount.readonly && !own_copy {
-        let reason = format!(
-            "{} is writable, and directories of the host are not shared with the guest yet",
-            mount.host_path
-        );
-        return Err(RequestError::unsupported(field("host_path"), reason));
-    }
-    Ok(())
-}
-
-/// What holds for mounts of either kind of pod.
-pub(super) fn check_mount_common(index: usize, mount: &cri::Mount) -> Result<(), RequestError> {
-    let field = |name: &str| format!("mounts[{index}].{name}");
-    if !mount.container_path.starts_with('/') {
-        return Err(RequestError::invalid(field("container_path"), "no absolute path"));
-    }
-    if mount.recursive_read_only
-        && (!mount.readonly || mount.propagation() != cri::MountPropagation::PropagationPrivate)
-    {
-        let reason = "needs readonly and private propagation";
-        return Err(RequestError::invalid(field("recursive_read_only"), reason));
-    }
-    if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
-        return Err(RequestError::unsupported(field("image"), "image volumes"));
-    }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(RequestError::unsupported(
-            field("uidMappings"),
-            "id-mapped mounts",
-        ));
-    }
-    if !mount.mount_options.is_empty() {
-        return Err(RequestError::unsupported(field("mount_options"), "mount options"));
-    }
-    if !mount.host_path.starts_with('/') {
-        return Err(RequestError::invalid(field("host_path"), "no absolute path"));
-    }
-    Ok(())
+    around: &Surroundings<'_>,
+) -> Result<(mounts::Mounts, Vec<PlannedDevice>), RequestError> {
+    let (config, termination_log) = (config.clone(), termination_log.to_owned());
+    let (defaults, homes) = (around.defaults.clone(), around.memory_homes.clone());
+    let opened = tokio::task::spawn_blocking(move || {
+        let mounts = mounts::plan(&config.mounts, &termination_log, &defaults, &homes)?;
+        Ok((mounts, devices::plan(&config.devices)?))
+    });
+    opened
+        .await
+        .map_err(RequestError::failed("open the mounted files"))?
 }
 
 pub(super) fn log_path(
@@ -509,9 +424,6 @@ fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), RequestError>
         .as_ref()
         .and_then(|linux| linux.security_context.clone())
         .unwrap_or_default();
-    if !config.devices.is_empty() {
-        return Err(RequestError::unsupported("devices", "devices of the host"));
-    }
     if !config.cdi_devices.is_empty() {
         return Err(RequestError::unsupported("CDI_devices", "devices of the host"));
     }

@@ -10,7 +10,7 @@ use crate::{
         state::{ContainerState, Exited},
     },
     image::{Image, ImageUser},
-    sandbox::{ContainerView, RequestError, SandboxView},
+    sandbox::{ContainerView, RequestError, SandboxView, VolumeUse},
 };
 
 pub(super) fn sandbox_state(view: &SandboxView) -> cri::PodSandboxState {
@@ -131,7 +131,7 @@ pub(super) fn container_status(view: &ContainerView) -> cri::ContainerStatus {
         message,
         labels: config.labels,
         annotations: config.annotations,
-        mounts: config.mounts,
+        mounts: mounts(config.mounts, &view.volumes),
         log_path: log_path.unwrap_or_default(),
         resources: Some(cri::ContainerResources {
             linux: view.limits(),
@@ -147,6 +147,25 @@ pub(super) fn container_status(view: &ContainerView) -> cri::ContainerStatus {
         }),
         stop_signal: signal::to_cri(view.stop_signal).into(),
     }
+}
+
+/// As they were asked for; those of images with the digest that the image had.
+fn mounts(mut mounts: Vec<cri::Mount>, volumes: &[VolumeUse]) -> Vec<cri::Mount> {
+    for used in volumes {
+        if let VolumeUse::Image {
+            container_path,
+            image_ref,
+            ..
+        } = used
+            && let Some(mount) = mounts
+                .iter_mut()
+                .find(|mount| mount.container_path == *container_path)
+            && let Some(image) = &mut mount.image
+        {
+            image.image_ref.clone_from(image_ref);
+        }
+    }
+    mounts
 }
 
 /// Of all containers of a sandbox.

@@ -34,7 +34,7 @@ pub(super) async fn handle(
     let handler = |name: &str| cri::RuntimeHandler {
         name: name.to_owned(),
         features: Some(cri::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: false,
+            recursive_read_only_mounts: true,
             user_namespaces: false,
         }),
     };
@@ -51,7 +51,7 @@ pub(super) async fn handle(
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
-            mount_options: false,
+            mount_options: true,
         }),
     })
 }

@@ -42,6 +42,7 @@ mod deadline {
     pub(super) const SIGNAL: Duration = Duration::from_secs(10);
     pub(super) const RESIZE_TERMINAL: Duration = Duration::from_secs(10);
     pub(super) const UPDATE_CONTAINER: Duration = Duration::from_secs(10);
+    pub(super) const UPDATE_FILES: Duration = Duration::from_secs(10);
     pub(super) const STATS: Duration = Duration::from_secs(10);
     pub(super) const OPEN_WATCH: Duration = Duration::from_secs(10);
     /// Syncs file systems.
@@ -294,6 +295,17 @@ impl GuestClient {
         });
         let updated = call(operation, deadline::UPDATE_CONTAINER, answer).await?;
         answer::limits(operation, updated.actual)
+    }
+
+    /// Gives a volume of files its next generation.
+    ///
+    /// # Errors
+    /// [`GuestError`]; `NotFound` when no container has the volume.
+    pub async fn update_files(&self, source: v1::FilesSource) -> Result<(), GuestError> {
+        let mut agent = self.agent.clone();
+        let answer = agent.update_files(v1::UpdateFilesRequest { source: Some(source) });
+        call("update the files", deadline::UPDATE_FILES, answer).await?;
+        Ok(())
     }
 
     /// What the sandbox and one container (`None`: all) use, with their open files if that is wanted. Numbers are the guest's

@@ -6,8 +6,7 @@ use std::{error::Error, io, path::Path, process::Stdio, time::Duration};
 use nix::mount::{MntFlags, umount2};
 use proto::host::{HostConfig, RUNTIME_ROOT};
 
-use super::mountinfo;
-use crate::machine::{Layout, MachineCgroup};
+use crate::machine::{Layout, MachineCgroup, mountinfo};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -67,8 +66,12 @@ async fn delete_containers(layout: &Layout, config: &HostConfig) -> Result<(), F
 /// Lazily, so that nobody who looks around in a mount keeps the pod from ending.
 fn unmount_below(directory: &Path) -> io::Result<()> {
     let directory = fs_err::canonicalize(directory)?;
-    let text = fs_err::read_to_string("/proc/self/mountinfo")?;
-    for point in mountinfo::below(&text, &directory) {
+    let mounts = mountinfo::all()?;
+    let mut below: Vec<_> = mountinfo::below(&mounts, &directory).collect();
+    // The newest first: what lies over another one comes down before it.
+    below.reverse();
+    for relative in below {
+        let point = directory.join(relative);
         match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             // EINVAL: gone with one below it.
             Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}

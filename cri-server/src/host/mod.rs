@@ -6,7 +6,6 @@
 
 mod config;
 mod leftovers;
-mod mountinfo;
 mod plan;
 
 pub use config::HostPodsConfig;

@@ -13,7 +13,6 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -21,12 +20,11 @@ use proto::{
     host::HostConfig,
     machine::{FileSource, MachineConfig},
 };
-use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     layout::Layout,
-    monitor::Watched,
-    process::{Identity, Process, boot_id},
+    monitor::Monitors,
+    process::{Identity, Process, boot_id, record},
 };
 use crate::sys::spawn;
 
@@ -134,7 +132,7 @@ pub trait Launcher: Send + Sync + std::fmt::Debug {
 pub struct VmmLauncher {
     program: PathBuf,
     shim: PathBuf,
-    monitors: Mutex<JoinSet<()>>,
+    monitors: Monitors,
 }
 
 impl VmmLauncher {
@@ -144,7 +142,7 @@ impl VmmLauncher {
         Self {
             program,
             shim: PathBuf::new(),
-            monitors: Mutex::new(JoinSet::new()),
+            monitors: Monitors::default(),
         }
     }
 
@@ -169,19 +167,10 @@ impl VmmLauncher {
             .await
             .map_err(io::Error::other)
             .map_err(step("start the process"))??;
-        let watched = Watched::open(&identity)
-            .and_then(|watched| watched.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)))
-            .map_err(step("watch the process"))?;
-        Ok(self.monitor(&identity, watched))
-    }
-
-    fn monitor(&self, identity: &Identity, watched: Watched) -> Process {
-        let watched = Arc::new(watched);
-        let (sender, receiver) = watch::channel(None);
-        let mut monitors = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
-        while monitors.try_join_next().is_some() {}
-        monitors.spawn(Arc::clone(&watched).publish_exit(sender));
-        Process::new(identity.pid, receiver, watched)
+        self.monitors
+            .watch(&identity)
+            .and_then(|process| process.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)))
+            .map_err(step("watch the process"))
     }
 }
 
@@ -213,10 +202,10 @@ impl Launcher for VmmLauncher {
                 .ok_or_else(|| AdoptError::Gone { id: id() })?,
             Err(error) => return Err(unknown(error)),
         };
-        match Watched::open(&identity).map_err(unknown)? {
-            Some(watched) => Ok(self.monitor(&identity, watched)),
-            None => Err(AdoptError::Gone { id: id() }),
-        }
+        self.monitors
+            .watch(&identity)
+            .map_err(unknown)?
+            .ok_or_else(|| AdoptError::Gone { id: id() })
     }
 }
 
@@ -296,24 +285,7 @@ fn spawn_recorded(
     spawn::detach(&mut command, cgroup_procs, inherited);
     let mut child = command.spawn().map_err(step("start the program"))?;
 
-    // The child is not reaped before this function ends, so its pid is its own.
-    let recorded = Identity::read(child.id()).and_then(|identity| {
-        identity.store(&layout.process())?;
-        Ok(identity)
-    });
-    let pid = child.id();
-    let identity = recorded.map_err(|error| {
-        // Unrecorded it would be lost to a later daemon, so it must not run.
-        if let Err(error) = child.kill().and_then(|()| child.wait()) {
-            tracing::error!(machine = id, pid = child.id(), %error, "an unrecorded process could not be killed");
-        }
-        step("record the process")(error)
-    })?;
-    // The daemon may be protected from the host's out-of-memory killer (systemd's OOMScoreAdjust); a pod must not be.
-    if let Err(error) = fs_err::write(format!("/proc/{pid}/oom_score_adj"), "0") {
-        tracing::debug!(machine = id, pid, %error, "oom_score_adj of the process is the daemon's");
-    }
-    Ok(identity)
+    record(&mut child, &layout.process()).map_err(step("record the process"))
 }
 
 /// Replaces each index into `inherited` by the number of that descriptor, which it keeps in the VMM.

@@ -107,8 +107,15 @@ impl Layout {
     /// Removes the directory and what is in it. Removing it again is fine.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When the file system refuses, or when something is mounted in it: that is not ours to remove.
     pub fn remove(&self) -> Result<(), LayoutError> {
+        let mounts = super::mountinfo::all().map_err(|source| self.failed("look for mounts in", source))?;
+        let mounted = fs_err::canonicalize(&self.directory)
+            .is_ok_and(|directory| super::mountinfo::below(&mounts, &directory).next().is_some());
+        if mounted {
+            let busy = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
+            return Err(self.failed("remove, with something mounted in it,", busy));
+        }
         match fs_err::remove_dir_all(&self.directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(self.failed("remove", error)),
             _ => Ok(()),
@@ -169,6 +176,30 @@ impl Layout {
     #[must_use]
     pub fn vsock_port(&self, port: u32) -> PathBuf {
         self.directory.join(format!("{}_{port}", Self::VSOCK))
+    }
+
+    /// Where volumes of the host are bound for the guest.
+    #[must_use]
+    pub fn shared(&self) -> PathBuf {
+        self.directory.join("shared")
+    }
+
+    /// `virtiofsd.json`: which process serves [`Self::shared`].
+    #[must_use]
+    pub fn shares_process(&self) -> PathBuf {
+        self.directory.join("virtiofsd.json")
+    }
+
+    /// Its standard output and error.
+    #[must_use]
+    pub fn shares_log(&self) -> PathBuf {
+        self.directory.join("virtiofsd.log")
+    }
+
+    /// The socket over which it is connected to; gone when it is.
+    #[must_use]
+    pub fn shares_socket(&self) -> PathBuf {
+        self.directory.join("fs.sock")
     }
 
     /// Standard output and error of the VMM, or of the shim.

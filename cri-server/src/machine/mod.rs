@@ -1,4 +1,5 @@
-//! The host's side of one Machine: its directory, its VMM process, its control socket, its cgroup and its scratch disk.
+//! The host's side of one Machine: its directory, its VMM process, its control socket, its cgroup, its scratch disk, and what
+//! it shares with the host.
 //!
 //! Effects only: when a Machine is started, kept or ended is decided in `sandbox`. A Machine outlives the daemon, so
 //! everything here can be found again from the Machine's directory ([`Layout`]): [`Launcher::adopt`] takes over the process,
@@ -9,8 +10,10 @@ mod control;
 mod launcher;
 mod layout;
 mod monitor;
+pub(crate) mod mountinfo;
 mod process;
 mod scratch;
+pub mod shares;
 
 pub use cgroup::{CgroupError, CgroupLimits, MachineCgroup};
 pub use control::{ControlClient, ControlError};
@@ -18,3 +21,4 @@ pub use launcher::{AdoptError, LaunchError, LaunchSpec, Launcher, ShimSpec, VmmL
 pub use layout::{Layout, LayoutError};
 pub use process::{Kill, MachineExit, Process};
 pub use scratch::{ScratchError, ScratchTemplate};
+pub use shares::{Propagation, ShareError, Shares, Virtiofsd};

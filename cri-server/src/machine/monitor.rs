@@ -1,18 +1,41 @@
-//! Watches one VMM process through its pidfd and tells how it ended. No decision is made here.
+//! Watches processes of Machines through their pidfds and tells how they ended. No decision is made here.
 //!
 //! The pidfd is taken while the process cannot have been reaped (our child) or is checked against its recorded start time
-//! afterwards (adoption), so that it always refers to the VMM.
+//! afterwards (adoption), so that it always refers to the very process.
 
-use std::{io, os::fd::OwnedFd, sync::Arc};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use proto::machine::ExitReason;
 use rustix::process::{
     PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
 };
-use tokio::{io::unix::AsyncFd, sync::watch};
+use tokio::{io::unix::AsyncFd, sync::watch, task::JoinSet};
 
-use super::process::{Identity, Kill, MachineExit};
+use super::process::{Identity, Kill, MachineExit, Process};
 use crate::sys::readiness;
+
+/// The tasks that wait for processes; they end with this value.
+#[derive(Debug, Default)]
+pub(super) struct Monitors(Mutex<JoinSet<()>>);
+
+impl Monitors {
+    /// Watches the process of `identity` from now on; `None` when it is gone.
+    pub(super) fn watch(&self, identity: &Identity) -> io::Result<Option<Process>> {
+        let Some(watched) = Watched::open(identity)? else {
+            return Ok(None);
+        };
+        let watched = Arc::new(watched);
+        let (sender, receiver) = watch::channel(None);
+        let mut monitors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while monitors.try_join_next().is_some() {}
+        monitors.spawn(Arc::clone(&watched).publish_exit(sender));
+        Ok(Some(Process::new(identity.pid, receiver, watched)))
+    }
+}
 
 /// A process that cannot be mistaken for another one.
 #[derive(Debug)]
@@ -48,7 +71,7 @@ impl Watched {
         let ended = match self.pidfd.readable().await {
             Ok(_) => self.reap(),
             Err(error) => {
-                tracing::error!(%error, "cannot wait for a VMM process; taken for ended");
+                tracing::error!(%error, "cannot wait for a process; taken for ended");
                 MachineExit::Unobserved
             }
         };

@@ -94,6 +94,26 @@ impl Process {
     }
 }
 
+/// Records who a child is that was just started and not reaped. Unrecorded it would be lost to a later daemon, so it is
+/// killed then.
+pub(super) fn record(child: &mut std::process::Child, path: &Path) -> io::Result<Identity> {
+    let pid = child.id();
+    // The child is not reaped before this function ends, so its pid is its own.
+    let recorded = Identity::read(pid).and_then(|identity| identity.store(path).map(|()| identity));
+    if recorded.is_err()
+        && let Err(error) = child.kill().and_then(|()| child.wait())
+    {
+        tracing::error!(pid, %error, "an unrecorded process could not be killed");
+    }
+    // The daemon may be protected from the host's out-of-memory killer (systemd's OOMScoreAdjust); a pod must not be.
+    if recorded.is_ok()
+        && let Err(error) = fs_err::write(format!("/proc/{pid}/oom_score_adj"), "0")
+    {
+        tracing::debug!(pid, %error, "oom_score_adj is the daemon's");
+    }
+    recorded
+}
+
 /// What tells a process from every other one that had or will have its pid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {

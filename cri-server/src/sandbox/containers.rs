@@ -2,7 +2,7 @@
 //!
 //! `container::state` decides, `container::spec` translates; here the guest is told, the record written, the log kept.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use proto::cri::v1 as cri;
 use tokio::{sync::broadcast, time::Instant};
@@ -15,12 +15,14 @@ use super::{
     node::new_id,
     state::Input,
     view::ContainerView,
+    volumes::VolumeUse,
 };
 use crate::{
     clock::now_ns,
     container::{
         host_spec,
         limits::Limits,
+        mounts::{PlannedMount, Volume},
         signal,
         spec::{self, ContainerPlan, Surroundings},
         state::{Answer, Ask, ContainerState, Exited, WrongState, decide},
@@ -28,7 +30,7 @@ use crate::{
     failpoint,
     guest::{Created, Exit, GuestError, GuestEvent, Phase},
     host::Kind,
-    image::Image,
+    image::{Image, RunConfig},
     stdio::{ContainerLog, LogSpec, OutputEvent, ProcessId},
     store::ContainerRecord,
 };
@@ -81,6 +83,15 @@ impl Container {
         !matches!(self.record.state, ContainerState::Exited(_))
     }
 
+    /// Images that it needs as long as it is there.
+    pub(super) fn image_ids(&self) -> impl Iterator<Item = &str> {
+        let volumes = self.record.volumes.iter().filter_map(|used| match used {
+            VolumeUse::Image { image_id, .. } => Some(image_id.as_str()),
+            _ => None,
+        });
+        volumes.chain([self.record.image_id.as_str()])
+    }
+
     fn config(&self) -> cri::ContainerConfig {
         self.request.config.clone().unwrap_or_default()
     }
@@ -98,6 +109,7 @@ impl Container {
             image: record.image,
             user: record.user,
             log_path: record.log_path,
+            volumes: record.volumes,
             stop_signal: record.stop_signal,
             updated: record.updated,
             shown: record.shown,
@@ -140,17 +152,8 @@ impl Driver {
         })?;
         let id = new_id()?;
         let pod = self.request.config.clone().unwrap_or_default();
-        let defaults = &self.node.config.container;
-        let plan = match self.plan.kind {
-            Kind::Machine => {
-                let surroundings = Surroundings {
-                    sandbox: &pod,
-                    vcpus: self.plan.vcpus,
-                };
-                spec::plan(&id, &config, surroundings, &image.config, defaults).await?
-            }
-            Kind::Host(host) => host_spec::plan(&id, &config, &pod, &image.config, defaults, host).await?,
-        };
+        let plan = self.plan_container(&id, &config, &pod, &image.config).await?;
+        let volumes = self.assign_volumes(&plan.mounts)?;
         let record = ContainerRecord {
             id: id.clone(),
             sandbox_id: self.record.id.clone(),
@@ -162,6 +165,7 @@ impl Driver {
             user: None,
             log_path: plan.log_path.clone(),
             termination_log: plan.termination_log.clone(),
+            volumes,
             stop_signal: signal::stop_signal(config.stop_signal(), &image.config.stop_signal),
             updated: None,
             shown: None,
@@ -180,6 +184,30 @@ impl Driver {
                 self.unmake(&id).await;
                 Err(error)
             }
+        }
+    }
+
+    /// What is asked for as it is to be made, in a Machine or on the host.
+    async fn plan_container(
+        &self,
+        id: &str,
+        config: &cri::ContainerConfig,
+        pod: &cri::PodSandboxConfig,
+        image: &RunConfig,
+    ) -> Result<ContainerPlan, RequestError> {
+        let defaults = &self.node.config.container;
+        match self.plan.kind {
+            Kind::Machine => {
+                let around = Surroundings {
+                    sandbox: pod,
+                    vcpus: self.plan.vcpus,
+                    image,
+                    defaults,
+                    memory_homes: &self.live()?.shared.memory_homes,
+                };
+                spec::plan(id, config, &around).await
+            }
+            Kind::Host(host) => host_spec::plan(id, config, pod, image, defaults, host).await,
         }
     }
 
@@ -209,10 +237,18 @@ impl Driver {
         let live = self.live.as_mut().ok_or_else(|| not_ready(&self.record.id))?;
         live.hold(&image.id, || Some(images.lease(image)));
         let mut request = plan.request;
+        let generations = followed(&plan.mounts);
         let terminal = request.process.as_ref().is_some_and(|process| process.terminal);
         request.layers = live.add_layers(image, &self.node.config.machine).await?;
         failpoint::reached("create.layers").await;
-        let Created { user, actual, .. } = live
+        let uses = self.container(id)?.record.volumes.clone();
+        request
+            .mounts
+            .extend(self.attach_volumes(plan.mounts, &uses).await?);
+        request.devices.extend(self.attach_devices(plan.devices).await?);
+        failpoint::reached("create.volumes").await;
+        let Created { user, actual, .. } = self
+            .live()?
             .guest
             .create_container(request)
             .await
@@ -226,6 +262,7 @@ impl Driver {
         container.record.user = user;
         container.record.shown = Some(container.wanted().shown(&actual));
         container.record.state = ContainerState::Created;
+        self.follow_volumes(&generations);
         self.put_container(id).await
     }
 
@@ -253,6 +290,7 @@ impl Driver {
                 "the guest may keep a part of the container"
             );
         }
+        self.release_volumes().await;
         if let Err(error) = self.node.store.forget_container(id).await {
             tracing::error!(container = id, %error, "could not be forgotten");
         }
@@ -399,6 +437,7 @@ impl Driver {
             .await
             .map_err(RequestError::failed("forget the container"))?;
         self.containers.remove(id);
+        self.release_volumes().await;
         Ok(())
     }
 
@@ -611,6 +650,15 @@ impl Driver {
     }
 }
 
+/// Which generation of each followed volume the guest gets.
+fn followed(mounts: &[PlannedMount]) -> BTreeMap<PathBuf, String> {
+    let followed = mounts.iter().filter_map(|planned| match &planned.volume {
+        Volume::Followed { path, source } => Some((path.clone(), source.generation.clone())),
+        _ => None,
+    });
+    followed.collect()
+}
+
 fn unknown(id: &str) -> RequestError {
     RequestError::NotFound {
         kind: "container",
@@ -618,7 +666,7 @@ fn unknown(id: &str) -> RequestError {
     }
 }
 
-fn not_ready(sandbox_id: &str) -> RequestError {
+pub(super) fn not_ready(sandbox_id: &str) -> RequestError {
     RequestError::WrongState {
         operation: format!("use sandbox {sandbox_id}"),
         reason: "its machine does not run".to_owned(),

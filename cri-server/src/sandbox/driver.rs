@@ -72,6 +72,8 @@ enum Input {
     Request(Request),
     Guest(GuestEvent),
     MachineEnded(MachineExit),
+    /// Who serves its volumes.
+    ServerEnded(MachineExit),
     /// A stop's grace period or patience is over.
     Deadline,
 }
@@ -154,6 +156,7 @@ impl Driver {
                 biased;
                 () = stop.cancelled() => return,
                 exit = ended(self.live.as_ref()) => Input::MachineEnded(exit),
+                exit = server_ended(self.live.as_ref()) => Input::ServerEnded(exit),
                 Some(event) = self.guest_events.recv() => Input::Guest(event),
                 request = self.requests.recv() => match request {
                     Some(request) => Input::Request(request),
@@ -214,6 +217,7 @@ impl Driver {
             }
             Input::Guest(event) => self.guest_event(event).await,
             Input::MachineEnded(exit) => self.machine_ended(&exit.to_string()).await,
+            Input::ServerEnded(exit) => self.server_ended(exit).await,
             Input::Deadline => self.deadlines_passed().await,
         }
         Flow::Continue
@@ -403,6 +407,14 @@ fn view(
 async fn ended(live: Option<&Live>) -> MachineExit {
     match live {
         Some(live) => live.process.exited().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Never returns without a Machine that shares something.
+async fn server_ended(live: Option<&Live>) -> MachineExit {
+    match live {
+        Some(live) => live.server_exit().await,
         None => std::future::pending().await,
     }
 }

@@ -26,9 +26,9 @@ const CGROUP_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Ledger<'a> {
     node: &'a Node,
     plan: &'a SandboxPlan,
-    /// The VMM could not be ended, or a host pod's mounts are left, so the directory has to stay: what runs is recorded in it, and
-    /// what is mounted in it must not be removed.
-    machine_stays: AtomicBool,
+    /// The VMM or what serves its volumes could not be ended, or a host pod's mounts are left, so the directory has to stay: what
+    /// runs is recorded in it, and what is mounted in it must not be removed.
+    directory_stays: AtomicBool,
 }
 
 impl<'a> Ledger<'a> {
@@ -36,7 +36,7 @@ impl<'a> Ledger<'a> {
         Self {
             node,
             plan,
-            machine_stays: AtomicBool::new(false),
+            directory_stays: AtomicBool::new(false),
         }
     }
 
@@ -60,7 +60,7 @@ impl<'a> Ledger<'a> {
     }
 
     async fn end_machine(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
-        self.machine_stays.store(true, Ordering::Relaxed);
+        self.directory_stays.store(true, Ordering::Relaxed);
         match self.node.launcher.adopt(&self.plan.layout).await {
             Ok(process) => {
                 process.kill()?;
@@ -73,7 +73,7 @@ impl<'a> Ledger<'a> {
         }
         let cgroup = self.plan.cgroup.as_ref().map(|plan| &plan.cgroup);
         end_leftovers(&self.plan.layout, cgroup).await?;
-        self.machine_stays.store(false, Ordering::Relaxed);
+        self.directory_stays.store(false, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -87,7 +87,7 @@ impl Undo for Ledger<'_> {
             Acquired::Machine => self.end_machine().await?,
             Acquired::Network => self.node.network.detach(&self.plan.id).await?,
             // A host pod's containers may still have their layers mounted from there.
-            Acquired::Scratch if self.machine_stays.load(Ordering::Relaxed) => {
+            Acquired::Scratch if self.directory_stays.load(Ordering::Relaxed) => {
                 return Err("its machine could not be ended".into());
             }
             Acquired::Scratch => self.remove_scratch().await?,
@@ -101,8 +101,15 @@ impl Undo for Ledger<'_> {
                     .await??;
                 }
             }
-            Acquired::Directory if self.machine_stays.load(Ordering::Relaxed) => {
-                return Err("its machine could not be ended".into());
+            Acquired::Shares => {
+                let ended = self.node.shares.end(&self.plan.layout).await;
+                if ended.is_err() {
+                    self.directory_stays.store(true, Ordering::Relaxed);
+                }
+                ended?;
+            }
+            Acquired::Directory if self.directory_stays.load(Ordering::Relaxed) => {
+                return Err("its processes could not be ended, or its volumes are still there".into());
             }
             Acquired::Directory => {
                 let layout = self.plan.layout.clone();

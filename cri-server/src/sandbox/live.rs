@@ -4,14 +4,17 @@
 //! mounted for the next container of the same image. Which layers are there is read back from the VMM after a restart of the
 //! daemon, so nothing of it is stored.
 
-use std::{collections::BTreeMap, os::fd::AsFd as _};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, BorrowedFd},
+};
 
 use proto::{
     agent::v1 as agent,
     machine::{Device, FileSource},
 };
 
-use super::{error::RequestError, plan::SandboxPlan, view::MachineView};
+use super::{error::RequestError, plan::SandboxPlan, view::MachineView, volumes::Shared};
 use crate::{
     config::{LayerTransport, MachineDefaults},
     guest::{Dialer, GuestClient},
@@ -46,6 +49,7 @@ pub(crate) struct Live {
     devices: BTreeMap<String, String>,
     /// Images whose layers are on the bus, by id.
     leases: BTreeMap<String, ImageLease>,
+    pub(super) shared: Shared,
 }
 
 impl Live {
@@ -63,6 +67,7 @@ impl Live {
             dialer,
             devices: BTreeMap::new(),
             leases: BTreeMap::new(),
+            shared: Shared::default(),
         }
     }
 
@@ -111,11 +116,11 @@ impl Live {
         defaults: &MachineDefaults,
     ) -> Result<Vec<agent::Disk>, RequestError> {
         let mut disks = Vec::with_capacity(image.layers.len());
-        let control = self.control.clone();
+        let has_a_bus = self.control.is_some();
         for layer in &image.layers {
-            disks.push(match &control {
-                Some(control) => self.add_layer(control, layer, defaults).await?,
-                None => host_file(layer)?,
+            disks.push(match has_a_bus {
+                true => self.add_layer(layer, defaults).await?,
+                false => host_file(layer)?,
             });
         }
         Ok(disks)
@@ -123,7 +128,6 @@ impl Live {
 
     async fn add_layer(
         &mut self,
-        control: &ControlClient,
         layer: &Layer,
         defaults: &MachineDefaults,
     ) -> Result<agent::Disk, RequestError> {
@@ -155,16 +159,26 @@ impl Live {
             .await
             .map_err(RequestError::failed("open an image layer"))?
             .map_err(RequestError::failed("open an image layer"))?;
-        let pci_address = control
-            .add_device(device, &[blob.as_fd()])
-            .await
-            .map_err(RequestError::failed(format!(
-                "add layer {} to the machine",
-                layer.diff_id
-            )))?;
-        let disk = disk(&pci_address, dax);
-        self.devices.insert(id, pci_address);
-        Ok(disk)
+        self.add_device(&id, device, blob.as_fd()).await?;
+        Ok(disk(self.device(&id)?, dax))
+    }
+
+    /// Puts a device made of `file` on the bus.
+    pub(super) async fn add_device(
+        &mut self,
+        id: &str,
+        device: Device,
+        file: BorrowedFd<'_>,
+    ) -> Result<(), RequestError> {
+        let control = self.control.as_ref().ok_or_else(|| {
+            RequestError::failed(format!("add {id} to the machine"))(
+                "a pod on the host has no devices of its own",
+            )
+        })?;
+        let added = control.add_device(device, &[file]).await;
+        let pci_address = added.map_err(RequestError::failed(format!("add {id} to the machine")))?;
+        self.devices.insert(id.to_owned(), pci_address);
+        Ok(())
     }
 }
 

@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     config::Config,
+    directory_watch::DirectoryWatch,
     image::ImageStore,
-    machine::{Launcher, ScratchTemplate},
+    machine::{Launcher, ScratchTemplate, Shares},
     metrics::Metrics,
     network::Network,
     stats::Samples,
@@ -34,6 +35,8 @@ pub(crate) struct Node {
     pub(crate) images: Arc<ImageStore>,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) launcher: Arc<dyn Launcher>,
+    pub(crate) shares: Arc<dyn Shares>,
+    pub(crate) directories: Arc<DirectoryWatch>,
     pub(crate) scratch: ScratchTemplate,
     pub(crate) metrics: Metrics,
     pub(crate) streaming: Streaming,

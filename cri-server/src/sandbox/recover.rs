@@ -76,12 +76,16 @@ async fn take_over(driver: &mut Driver) {
                 }
             }
             for container in driver.containers.values() {
-                let image = container.record.image_id.clone();
                 let images = &driver.node.images;
-                live.hold(&image, || images.lease_id(&image).map(|(_, lease)| lease));
+                for image in container.image_ids() {
+                    live.hold(image, || images.lease_id(image).map(|(_, lease)| lease));
+                }
             }
             driver.adopt(live);
             driver.resume_logs();
+            if let Err(why) = driver.recover_volumes().await {
+                driver.end_useless_machine(&why).await;
+            }
         }
         Err(AdoptError::Gone { .. } | AdoptError::NeverStarted { .. }) => {
             driver

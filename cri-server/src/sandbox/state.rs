@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Acquired {
     Directory,
+    /// What is bound in the directory, and who serves it; made when a container needs it.
+    Shares,
     Cgroup,
     Scratch,
     Network,
@@ -28,8 +30,9 @@ pub(crate) enum Acquired {
 
 impl Acquired {
     /// All that a start acquires, in its order.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Directory,
+        Self::Shares,
         Self::Cgroup,
         Self::Scratch,
         Self::Network,
@@ -41,6 +44,7 @@ impl fmt::Display for Acquired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Directory => "machine directory",
+            Self::Shares => "shared volumes",
             Self::Cgroup => "cgroup",
             Self::Scratch => "scratch disk",
             Self::Network => "pod network",

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use proto::cri::v1 as cri;
 
-use super::{SandboxState, timings::Timings};
+use super::{SandboxState, timings::Timings, volumes::VolumeUse};
 use crate::{
     container::{limits::Limits, state::ContainerState},
     guest::{Dialer, GuestClient},
@@ -57,6 +57,7 @@ pub(crate) struct ContainerView {
     pub(crate) image: RunConfig,
     pub(crate) user: Option<(u32, u32, Vec<u32>)>,
     pub(crate) log_path: Option<std::path::PathBuf>,
+    pub(crate) volumes: Vec<VolumeUse>,
     pub(crate) stop_signal: u32,
     pub(crate) updated: Option<Limits>,
     pub(crate) shown: Option<Limits>,

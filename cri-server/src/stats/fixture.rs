@@ -86,6 +86,7 @@ fn container() -> ContainerView {
         image: RunConfig::default(),
         user: None,
         log_path: None,
+        volumes: Vec::new(),
         stop_signal: 15,
         updated: None,
         shown: None,

@@ -8,7 +8,7 @@ use crate::{
     container::{limits::Limits, state::ContainerState},
     image::RunConfig,
     network::Attachment,
-    sandbox::{SandboxState, Timings},
+    sandbox::{SandboxState, Timings, VolumeUse},
 };
 
 /// A sandbox. Times are nanoseconds since the epoch.
@@ -43,6 +43,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) log_path: Option<PathBuf>,
     /// Host file that the termination message goes to.
     pub(crate) termination_log: Option<PathBuf>,
+    /// What it holds of the pod's volumes.
+    #[serde(default)]
+    pub(crate) volumes: Vec<VolumeUse>,
     /// signal(7)
     pub(crate) stop_signal: u32,
     /// What is asked for since the first update; before, the request says it.

@@ -31,6 +31,7 @@ fn container(id: &str, sandbox_id: &str) -> ContainerRecord {
         user: Some((1, 2, vec![3])),
         log_path: None,
         termination_log: None,
+        volumes: Vec::new(),
         stop_signal: 15,
         updated: None,
         shown: Some(Limits {

@@ -18,3 +18,4 @@ mod stats;
 mod streaming;
 mod streaming_lists;
 mod support;
+mod volumes;

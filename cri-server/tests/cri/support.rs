@@ -8,7 +8,10 @@ use cri_server::{
     config::Config,
     guest::fake::{FakeHost, FakeLauncher},
     image::testing::{TarBuilder, TestImage, TestRegistry},
-    machine::{AdoptError, LaunchError, LaunchSpec, Launcher, Layout, Process, ShimSpec, VmmLauncher},
+    machine::{
+        AdoptError, LaunchError, LaunchSpec, Launcher, Layout, Process, ShimSpec, VmmLauncher,
+        shares::fake::FakeShares,
+    },
     network::fake::FakeNetwork,
 };
 use hyper_util::rt::TokioIo;
@@ -38,6 +41,7 @@ pub(crate) struct TestNode {
     pub(crate) directory: TempDir,
     pub(crate) host: FakeHost,
     pub(crate) network: Arc<FakeNetwork>,
+    pub(crate) shares: FakeShares,
     pub(crate) registry: TestRegistry,
     pub(crate) image: String,
     pub(crate) runtime: RuntimeServiceClient<Channel>,
@@ -107,6 +111,7 @@ impl TestNode {
         let directory = tempfile::Builder::new().prefix("cp").tempdir_in("/tmp").unwrap();
         let host = FakeHost::new();
         let network = Arc::new(FakeNetwork::new());
+        let shares = FakeShares::default();
         let registry = TestRegistry::start().await;
         let tar = TarBuilder::new()
             .dir("bin", 0o755)
@@ -117,12 +122,13 @@ impl TestNode {
         let mut config = config(&directory);
         change(&mut config);
         let config = config.validated().unwrap();
-        let daemon = Daemon::start(&config, &host, &network).await;
+        let daemon = Daemon::start(&config, &host, &network, &shares).await;
         let channel = connect(&socket(&directory)).await;
         let mut node = Self {
             directory,
             host,
             network,
+            shares,
             registry,
             image,
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(16 << 20),
@@ -158,7 +164,7 @@ impl TestNode {
     }
 
     pub(crate) async fn start_daemon(&mut self) {
-        self.daemon = Some(Daemon::start(&self.config, &self.host, &self.network).await);
+        self.daemon = Some(Daemon::start(&self.config, &self.host, &self.network, &self.shares).await);
         let channel = connect(&socket(&self.directory)).await;
         self.runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(16 << 20);
         self.images = ImageServiceClient::new(channel);
@@ -359,6 +365,7 @@ impl TestNode {
     pub(crate) fn assert_nothing_is_left(&self) {
         assert_eq!(self.host.running(), Vec::<String>::new(), "VMMs run");
         assert_eq!(self.network.pods(), Vec::<String>::new(), "networks are left");
+        assert_eq!(self.shares.machines(), Vec::<String>::new(), "shares are left");
         assert_eq!(
             self.names_in("run/machines"),
             Vec::<String>::new(),
@@ -380,17 +387,33 @@ impl TestNode {
 }
 
 impl Daemon {
-    async fn start(config: &Config, host: &FakeHost, network: &Arc<FakeNetwork>) -> Self {
+    async fn start(
+        config: &Config,
+        host: &FakeHost,
+        network: &Arc<FakeNetwork>,
+        shares: &FakeShares,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();
-        let (host, network, config) = (host.clone(), Arc::clone(network), config.clone());
+        let config = config.clone();
+        let (host, network, shares) = (host.clone(), Arc::clone(network), shares.clone());
         let outside = Handle::current();
         let (stop, stopped) = oneshot::channel::<()>();
         let served = runtime.spawn(async move {
-            let app = build(&config, &host, &network, &outside).await;
+            let shim = config.host_pods.shim.as_ref();
+            let drivers = || Drivers {
+                launcher: Arc::new(OutlivingLauncher {
+                    fake: host.launcher(),
+                    runtime: outside.clone(),
+                    real: shim.map(|shim| VmmLauncher::new(PathBuf::new()).with_shim(shim.clone())),
+                }),
+                network: Arc::clone(&network) as _,
+                shares: Arc::new(shares.clone()),
+            };
+            let app = build(&config, drivers).await;
             let stop = async move {
                 // A daemon that nobody stops is killed.
                 if stopped.await.is_err() {
@@ -408,19 +431,10 @@ impl Daemon {
 }
 
 /// The killed daemon's last blocking call may hold its files for a moment, as a process in the kernel does.
-async fn build(config: &Config, host: &FakeHost, network: &Arc<FakeNetwork>, outside: &Handle) -> App {
+async fn build(config: &Config, drivers: impl Fn() -> Drivers) -> App {
     let began = Instant::now();
     loop {
-        let shim = config.host_pods.shim.as_ref();
-        let drivers = Drivers {
-            launcher: Arc::new(OutlivingLauncher {
-                fake: host.launcher(),
-                runtime: outside.clone(),
-                real: shim.map(|shim| VmmLauncher::new(PathBuf::new()).with_shim(shim.clone())),
-            }),
-            network: Arc::clone(network) as _,
-        };
-        let config = config.clone();
+        let (config, drivers) = (config.clone(), drivers());
         match tokio::task::spawn_blocking(move || App::build(config, drivers))
             .await
             .unwrap()

@@ -23,7 +23,7 @@ fn files(name: &str, files: &[(&str, &str)]) -> Source {
     Source::Files(FilesSource {
         name: name.to_owned(),
         files: files.iter().map(file).collect(),
-        single_file: false,
+        ..FilesSource::default()
     })
 }
 
@@ -31,7 +31,7 @@ fn tmpfs(name: &str) -> Source {
     Source::Tmpfs(TmpfsSource {
         name: name.to_owned(),
         size_bytes: 1 << 20,
-        mode: 0,
+        ..TmpfsSource::default()
     })
 }
 
@@ -159,6 +159,7 @@ pub(super) async fn file_volumes_are_shared_and_read_only(f: Fixture) {
                     ..File::default()
                 }],
                 single_file: true,
+                ..FilesSource::default()
             }),
         );
         single.recursive_read_only = true;

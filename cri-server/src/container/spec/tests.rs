@@ -18,11 +18,14 @@ async fn planned(config: &cri::ContainerConfig) -> Result<ContainerPlan, Request
         log_directory: "/var/log/pods/p".to_owned(),
         ..cri::PodSandboxConfig::default()
     };
-    let pod = Surroundings {
+    let around = Surroundings {
         sandbox: &sandbox,
         vcpus: 1,
+        image: &image(),
+        defaults: &ContainerDefaults::default(),
+        memory_homes: &MemoryHomes::default(),
     };
-    plan("c1", config, pod, &image(), &ContainerDefaults::default()).await
+    plan("c1", config, &around).await
 }
 
 fn own(words: &[&str]) -> Vec<String> {
@@ -117,26 +120,6 @@ async fn what_the_guest_cannot_give_is_refused_by_its_field() {
             ..cri::LinuxContainerSecurityContext::default()
         })
     };
-    let mount = |mount: cri::Mount| cri::ContainerConfig {
-        mounts: vec![mount],
-        ..cri::ContainerConfig::default()
-    };
-    let data = cri::Mount {
-        container_path: "/data".to_owned(),
-        host_path: "/".to_owned(),
-        ..cri::Mount::default()
-    };
-    let image = cri::Mount {
-        image: Some(cri::ImageSpec {
-            image: "x".to_owned(),
-            ..cri::ImageSpec::default()
-        }),
-        ..data.clone()
-    };
-    let shared = cri::Mount {
-        propagation: cri::MountPropagation::PropagationBidirectional.into(),
-        ..data.clone()
-    };
     let device = cri::ContainerConfig {
         devices: vec![cri::Device::default()],
         ..cri::ContainerConfig::default()
@@ -144,10 +127,7 @@ async fn what_the_guest_cannot_give_is_refused_by_its_field() {
     for (config, field) in [
         (host(NamespaceMode::Node, NamespaceMode::Pod), "options.network"),
         (host(NamespaceMode::Pod, NamespaceMode::Node), "options.pid"),
-        (mount(data), "mounts[0].host_path"),
-        (mount(image), "mounts[0].image"),
-        (mount(shared), "mounts[0].propagation"),
-        (device, "devices"),
+        (device, "devices[0].container_path"),
     ] {
         let text = refusal(&config).await;
         assert!(text.contains(field), "{field}: {text}");
@@ -177,10 +157,9 @@ async fn kubelets_own_files_are_sent_along() {
     };
     let plan = planned(&config).await.unwrap();
     let destinations: Vec<&str> = plan
-        .request
         .mounts
         .iter()
-        .map(|mount| mount.destination.as_str())
+        .map(|planned| planned.mount.destination.as_str())
         .collect();
     assert_eq!(
         destinations,

@@ -46,6 +46,7 @@ struct Guest {
     updates: Vec<v1::UpdateContainerRequest>,
     sandbox_stats: v1::CgroupStats,
     interfaces: Vec<v1::InterfaceStats>,
+    file_updates: Vec<v1::FilesSource>,
     running: JoinSet<()>,
 }
 
@@ -145,6 +146,12 @@ impl FakeAgent {
         if let Some(container) = lock(&self.state).containers.get_mut(container_id) {
             container.stats = stats;
         }
+    }
+
+    /// Generations of volumes of files that came after the first, in order.
+    #[must_use]
+    pub fn file_updates(&self) -> Vec<v1::FilesSource> {
+        lock(&self.state).file_updates.clone()
     }
 
     /// Whether the guest was asked to shut down.
@@ -538,6 +545,25 @@ impl Agent for Service {
         let actual = Some(container.limits.clone());
         state.updates.push(request);
         Ok(Response::new(v1::UpdateContainerResponse { actual }))
+    }
+
+    async fn update_files(
+        &self,
+        request: Request<v1::UpdateFilesRequest>,
+    ) -> Result<Response<v1::UpdateFilesResponse>, Status> {
+        self.0.gate("UpdateFiles").await?;
+        let source = request.into_inner().source.unwrap_or_default();
+        let mut state = lock(&self.0.state);
+        let mut mounts = state
+            .containers
+            .values()
+            .flat_map(|container| &container.request.mounts);
+        let has = |mount: &v1::Mount| matches!(&mount.source, Some(v1::mount::Source::Files(files)) if files.name == source.name);
+        if !mounts.any(has) {
+            return Err(refusal(ErrorCode::NotFound, "no such volume", 0));
+        }
+        state.file_updates.push(source);
+        Ok(Response::new(v1::UpdateFilesResponse {}))
     }
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
