@@ -83,7 +83,8 @@ pub struct MachineDefaults {
     /// Added to a pod's memory limit for the guest's kernel and agent, MiB, when the pod names no overhead.
     pub memory_overhead_mib: u64,
     /// A pod's guest can grow to this much while it runs, MiB; one that is as large from the start cannot grow, and with 0
-    /// none can. Costs nothing until it is used.
+    /// none can. Costs nothing until it is used; but a hostile guest can use it unasked, and then the memory limit of the
+    /// pod's cgroup on the host is the only bound.
     pub memory_max_mib: u64,
     /// Processors of a pod without a CPU limit.
     pub vcpus: u8,
@@ -220,7 +221,7 @@ impl Default for MachineDefaults {
             memory_mib: 512,
             memory_min_mib: 128,
             memory_overhead_mib: 64,
-            memory_max_mib: 16 * 1024,
+            memory_max_mib: 0,
             vcpus: 1,
             vcpus_max: 32,
             scratch_mib: 10 * 1024,
