@@ -162,11 +162,7 @@ impl Qemu {
             "QEMU's guest needs vhost_vsock, and modprobe vhost_vsock ended with {loaded:?}"
         );
         let cid = 3000 + std::process::id() % 1_000_000;
-        // There is no PCI bus in this machine; looking for one would cost it exits. The agent needs a console, and of those
-        // that QEMU has a UART that nothing is written to (quiet) is the cheapest.
-        let words = words
-            .replace("pci=conf1", "pci=off")
-            .replace("console=hvc0", "console=ttyS0");
+        let words: Vec<_> = words.split(' ').filter_map(for_microvm).collect();
         let arguments = format!(
             "-no-user-config -nodefaults -display none -no-reboot \
              -machine microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off \
@@ -177,7 +173,7 @@ impl Qemu {
         for (option, value) in [
             ("-kernel", payload.kernel.display().to_string()),
             ("-initrd", payload.initramfs.display().to_string()),
-            ("-append", words),
+            ("-append", words.join(" ")),
         ] {
             arguments.extend([option.to_owned(), value]);
         }
@@ -206,6 +202,19 @@ impl Qemu {
     /// What was run, for whoever repeats it.
     pub(crate) fn command(&self) -> String {
         format!("{QEMU} {}", self.arguments.join(" "))
+    }
+}
+
+/// A word of the command line under our VMM as it is right for QEMU's machine; `None`: left out.
+fn for_microvm(word: &str) -> Option<&str> {
+    match word {
+        // There is no PCI bus; looking for one would cost exits.
+        word if word.starts_with("pci=") => Some("pci=off"),
+        // Its virtio devices interrupt through the IOAPIC.
+        "noapic" => None,
+        // The agent needs a console, and of those that QEMU has a UART that nothing is written to (quiet) is the cheapest.
+        "console=hvc0" => Some("console=ttyS0"),
+        word => Some(word),
     }
 }
 

@@ -32,6 +32,7 @@ pub(crate) async fn describe(node: &Node, load: &str, guest_kernel: &str) -> Res
         "memory_total_kib": e2e::process::field_kib(&fs_err::read_to_string("/proc/meminfo")?, "MemTotal"),
         "kernel": fs_err::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
         "load_average_before": load,
+        "load_average_of_the_host": env::var("CLEARPOD_HOST_LOAD").unwrap_or_default(),
         "clearpod": version.runtime_version,
         "guest_kernel": guest_kernel,
         "qemu": said("qemu-system-x86_64", &["--version"]).lines().next(),
