@@ -78,8 +78,8 @@ pub struct MachineDefaults {
     pub memory_min_mib: u64,
     /// Added to a pod's memory limit for the guest's kernel and agent, MiB, when the pod names no overhead.
     pub memory_overhead_mib: u64,
-    /// A pod's guest can grow to this much while it runs, MiB; one that is larger from the start cannot grow. Costs nothing
-    /// until it is used.
+    /// A pod's guest can grow to this much while it runs, MiB; one that is as large from the start cannot grow, and with 0
+    /// none can. Costs nothing until it is used.
     pub memory_max_mib: u64,
     /// Processors of a pod without a CPU limit.
     pub vcpus: u8,
@@ -320,11 +320,8 @@ impl Config {
                 "must be at least memory_min_mib, and that at least 64",
             );
         }
-        if machine.memory_max_mib < machine.memory_mib || machine.memory_max_mib > MAX_MEMORY_MIB {
-            return refuse(
-                "machine.memory_max_mib",
-                "must be at least memory_mib, and at most 1048576",
-            );
+        if machine.memory_max_mib > MAX_MEMORY_MIB {
+            return refuse("machine.memory_max_mib", "must be at most 1048576");
         }
         if machine.vcpus == 0 || machine.vcpus > machine.vcpus_max {
             return refuse("machine.vcpus", "must be between 1 and vcpus_max");
@@ -446,7 +443,6 @@ mod tests {
             (long.as_str(), "run"),
             ("[machine]\nvcpus = 0", "machine.vcpus"),
             ("[machine]\nmemory_mib = 1", "machine.memory_mib"),
-            ("[machine]\nmemory_max_mib = 500", "machine.memory_max_mib"),
             ("[machine]\nmemory_max_mib = 1048577", "machine.memory_max_mib"),
             ("[machine]\nconsole_kib = 1", "machine.console_kib"),
             ("[container]\nnofile = [2, 1]", "container.nofile"),
