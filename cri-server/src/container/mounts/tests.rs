@@ -203,7 +203,7 @@ fn images_are_mounted_read_only_or_not_at_all() {
     };
     match host.plan(image(true, "/etc/")).unwrap() {
         Volume::Image { image, path } => {
-            assert_eq!((image.as_str(), path.as_str()), ("registry/app:1", "etc"))
+            assert_eq!((image.as_str(), path.as_str()), ("registry/app:1", "etc"));
         }
         other => panic!("{other:?}"),
     }
