@@ -155,12 +155,13 @@ async fn requests_that_cannot_be_honoured_name_their_field_and_make_nothing() {
     config.mounts.push(cri::Mount {
         container_path: "/data".to_owned(),
         host_path: "/srv".to_owned(),
+        propagation: cri::MountPropagation::PropagationBidirectional.into(),
         ..cri::Mount::default()
     });
     refused(
         node.create(&pod, config).await,
         Code::Unimplemented,
-        "mounts[0].host_path",
+        "mounts[0].propagation",
     );
     assert!(node.containers().await.is_empty());
 }
