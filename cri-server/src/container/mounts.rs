@@ -303,10 +303,11 @@ impl Planner<'_> {
         let Some(mounted) = source.mount(&self.host_mounts) else {
             return Ok(Memory::Host(base));
         };
-        // The volume itself is the root of its file system; kubelet's bind for a sub path is the directory inside.
+        // The volume itself is the root of its file system; kubelet's bind for a sub path is the directory inside. What is
+        // no mount is a directory of somebody else's tmpfs.
+        let mounted = Some(mounted).filter(|mount| source.real_path().is_ok_and(|path| path == mount.at));
         let inside = mounted
-            .root
-            .to_str()
+            .and_then(|mount| mount.root.to_str())
             .map(|root| root.trim_start_matches('/').to_owned());
         let home = match (self.homes.get(&base), &inside) {
             (Some(home), _) => *home,

@@ -3,6 +3,7 @@
 use std::os::unix::{fs::symlink, net::UnixListener};
 
 use super::*;
+use crate::machine::shares::testing::{in_own_namespace, tmpfs};
 
 struct Host {
     root: tempfile::TempDir,
@@ -150,41 +151,65 @@ fn kubelets_own_files_are_copied() {
     }));
 }
 
+fn memory(volume: Volume) -> agent::TmpfsSource {
+    match volume {
+        Volume::Memory { source, .. } => source,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn an_empty_directory_in_memory_keeps_the_home_it_got_first() {
-    let shm = Path::new("/dev/shm");
-    let mut host = Host::new();
-    match tempfile::tempdir_in(shm) {
-        Ok(root) if rustix::fs::statfs(shm).is_ok_and(|stat| stat.f_type == 0x0102_1994) => host.root = root,
-        _ => {
-            eprintln!("SKIPPED, needs a tmpfs at /dev/shm");
-            return;
+    in_own_namespace("memory", |root| {
+        let mut host = Host::new();
+        let path = host.directory("pods/u/volumes/kubernetes.io~empty-dir/cache");
+        let sub = host.directory("pods/u/volume-subpaths/cache/main/0");
+        tmpfs(&path);
+        let source = memory(host.plan(mount(&path, false)).unwrap());
+        assert!(source.lasting && source.size_bytes > 0 && source.mode == 0o1777);
+        assert_eq!(
+            (source.name.as_str(), source.path.as_str()),
+            (path.to_str().unwrap(), "")
+        );
+        // kubelet makes the directory on the host, and binds it.
+        fs_err::create_dir_all(path.join("a/b")).unwrap();
+        nix::mount::mount(
+            Some(&path.join("a/b")),
+            &sub,
+            None::<&str>,
+            nix::mount::MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .unwrap();
+        for volume in [&path, &sub] {
+            let shared = shared(host.plan(mount(volume, false)).unwrap());
+            assert_eq!(
+                shared.memory,
+                Some(path.clone()),
+                "what has contents stays on the host"
+            );
         }
-    }
+        host.homes.insert(path.clone(), MemoryHome::Guest);
+        for (volume, inside) in [(&path, ""), (&sub, "a/b")] {
+            let source = memory(host.plan(mount(volume, false)).unwrap());
+            assert_eq!(
+                (source.name.as_str(), source.path.as_str()),
+                (path.to_str().unwrap(), inside)
+            );
+        }
+        // A node whose kubelet works in memory: its volumes are no file systems of their own.
+        tmpfs(root);
+        let plain = root.join("pods/u/volumes/kubernetes.io~empty-dir/cache");
+        fs_err::create_dir_all(&plain).unwrap();
+        assert_eq!(
+            shared(host.plan(mount(&plain, false)).unwrap()).memory,
+            Some(plain)
+        );
+    });
+    let host = Host::new();
     let path = host.directory("pods/u/volumes/kubernetes.io~empty-dir/cache");
-    let sub = host.directory("pods/u/volume-subpaths/cache/main/0");
-    // It is not a file system of its own here, as a volume of kubelet's would be.
-    assert_eq!(
-        shared(host.plan(mount(&path, false)).unwrap()).memory,
-        Some(path.clone())
-    );
-    host.homes.insert(path.clone(), MemoryHome::Guest);
-    for volume in [&path, &sub] {
-        match host.plan(mount(volume, false)).unwrap() {
-            Volume::Memory { base, source } => {
-                assert_eq!(base, path);
-                assert!(source.lasting && source.size_bytes > 0);
-                assert_eq!(source.name, path.to_str().unwrap());
-                let inside = volume.strip_prefix("/dev/shm").unwrap();
-                assert_eq!(Path::new(&source.path), inside);
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    let disk = Host::new();
-    let path = disk.directory("pods/u/volumes/kubernetes.io~empty-dir/cache");
     if rustix::fs::statfs(&path).is_ok_and(|stat| stat.f_type != 0x0102_1994) {
-        assert_eq!(shared(disk.plan(mount(&path, false)).unwrap()).memory, None);
+        assert_eq!(shared(host.plan(mount(&path, false)).unwrap()).memory, None);
     }
 }
 

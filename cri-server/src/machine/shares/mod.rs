@@ -11,6 +11,9 @@
 mod binds;
 mod virtiofsd;
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 /// Shares without mounts or processes, for in-process tests.
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
