@@ -311,7 +311,29 @@ impl Drop for Node {
                 .args(["link", "delete", BRIDGE])
                 .output(),
         );
+        // A directory of the host that a pod had may still be bound below ours: nothing may be deleted through that.
+        if !unmount_below(self.run.path()) {
+            self.run.disable_cleanup(true);
+        }
     }
+}
+
+/// Whether nothing is mounted below `directory` any more.
+fn unmount_below(directory: &Path) -> bool {
+    let below = || {
+        let mounts = fs_err::read_to_string("/proc/self/mounts").ok()?;
+        let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        let below = places.filter(|place| Path::new(place).starts_with(directory));
+        Some(below.map(str::to_owned).collect::<Vec<_>>())
+    };
+    for place in below().into_iter().flatten().rev() {
+        drop(
+            std::process::Command::new("umount")
+                .args(["--lazy", &place])
+                .output(),
+        );
+    }
+    below().is_some_and(|left| left.is_empty())
 }
 
 fn search_path(bundle: &Path) -> String {

@@ -4,11 +4,14 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 
 use super::{Attachment, Network, NetworkError, NetworkStatus, PodNetwork, Prepared};
+
+const LATE: Duration = Duration::from_millis(500);
 
 /// What the fake does when it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -17,6 +20,8 @@ pub enum Behaviour {
     Works,
     /// Fails as a plugin that says no.
     Fails,
+    /// The same, after half a second.
+    FailsLate,
     /// Never answers.
     Hangs,
 }
@@ -76,9 +81,12 @@ impl FakeNetwork {
     }
 
     async fn act(&self, behaviour: Behaviour, command: &'static str) -> Result<(), NetworkError> {
+        if behaviour == Behaviour::FailsLate {
+            tokio::time::sleep(LATE).await;
+        }
         match behaviour {
             Behaviour::Works => Ok(()),
-            Behaviour::Fails => {
+            Behaviour::Fails | Behaviour::FailsLate => {
                 let (plugin, message) = ("fake".to_owned(), "told to fail".to_owned());
                 Err(NetworkError::Plugin {
                     plugin,

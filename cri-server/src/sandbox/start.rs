@@ -166,18 +166,26 @@ async fn boot_and_attach(
     };
     let (booted, (attached, attached_ns)) = tokio::join!(boot(node, plan, prepared, &hopeless), attach);
     watch.phase("cni", launched_ns, attached_ns);
-    let attachment = attached.map_err(RequestError::failed("attach the pod's network"))?;
-    let (process, ready_ns) = booted?;
-    Ok((process, ready_ns, attachment))
+    match booted {
+        // The tap goes with its VMM, and then there is nothing to attach: what ended first is the cause.
+        Err(error) => Err(error),
+        Ok(booted) => {
+            let attachment = attached.map_err(RequestError::failed("attach the pod's network"))?;
+            let (process, ready_ns) = booted.ok_or_else(|| {
+                RequestError::failed("boot the machine")("it was ended although its network is there")
+            })?;
+            Ok((process, ready_ns, attachment))
+        }
+    }
 }
 
-/// Starts the VMM and waits for the agent's signal, the process's end, or the deadline.
+/// Starts the VMM and waits for the agent's signal, the process's end, or the deadline. `None`: it was `hopeless`, and ended.
 async fn boot(
     node: &Node,
     plan: &SandboxPlan,
     prepared: Prepared,
     hopeless: &CancellationToken,
-) -> Result<(Process, u64), RequestError> {
+) -> Result<Option<(Process, u64)>, RequestError> {
     let listener = ReadyListener::bind(&plan.layout).map_err(RequestError::failed("listen for the guest"))?;
     let process = node
         .launcher
@@ -195,14 +203,14 @@ pub(super) async fn until_ready(
     listener: ReadyListener,
     process: Process,
     hopeless: &CancellationToken,
-) -> Result<(Process, u64), RequestError> {
+) -> Result<Option<(Process, u64)>, RequestError> {
     let why = tokio::select! {
         ready = listener.wait(node.config.deadlines.boot()) => match ready {
-            Ok(_) => return Ok((process, monotonic_ns())),
-            Err(error) => chain(&error),
+            Ok(_) => return Ok(Some((process, monotonic_ns()))),
+            Err(error) => Some(chain(&error)),
         },
-        exit = process.exited() => exit.to_string(),
-        () = hopeless.cancelled() => "the pod's network could not be attached".to_owned(),
+        exit = process.exited() => Some(exit.to_string()),
+        () = hopeless.cancelled() => None,
     };
     // The VMM writes the console to its file at its end.
     let kill = process.kill();
@@ -210,6 +218,9 @@ pub(super) async fn until_ready(
     if let (Err(error), _) | (Ok(()), Err(error)) = (kill, ended.map_err(std::io::Error::other)) {
         tracing::warn!(sandbox = plan.id, %error, "what failed to boot still runs");
     }
+    let Some(why) = why else {
+        return Ok(None);
+    };
     let quoted = last_words(&plan.layout, QUOTE).await;
     Err(RequestError::failed(format!(
         "boot the machine of sandbox {}",

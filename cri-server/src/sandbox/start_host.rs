@@ -154,8 +154,10 @@ async fn launch(node: &Node, plan: &SandboxPlan, config: HostConfig) -> Result<P
         .map_err(RequestError::failed("start the shim"))?;
     failpoint::reached("start.launched").await;
     let hopeless = CancellationToken::new();
-    let (process, _) = until_ready(node, plan, listener, process, &hopeless).await?;
-    Ok(process)
+    let ready = until_ready(node, plan, listener, process, &hopeless).await?;
+    ready
+        .map(|(process, _)| process)
+        .ok_or_else(|| RequestError::failed("start the shim")("it was given up"))
 }
 
 /// Without what is the host's: clock, entropy, interfaces and routes. The pod's addresses are for its /etc/hosts.

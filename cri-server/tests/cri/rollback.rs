@@ -57,6 +57,17 @@ async fn a_plugin_that_fails_does_not_wait_for_the_guest() {
     nothing_of_it_is_left(&node).await;
 }
 
+/// The tap goes with its VMM, so that the plugins' end fails as well: that is not the cause.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vmm_that_ends_while_plugins_run_is_what_the_client_is_told() {
+    let node = TestNode::start().await;
+    node.network.on_attach(Behaviour::FailsLate);
+    node.host.inject(FaultPoint::Boot, Fault::Fail, 1);
+    refused(node.run_pod("web").await, Code::Internal, "kernel panicked");
+    node.network.on_attach(Behaviour::Works);
+    nothing_of_it_is_left(&node).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_that_cannot_be_made() {
     let node = TestNode::start().await;
