@@ -22,7 +22,7 @@ const MAX_SOCKET_PATH: usize = 107;
 const LONGEST_BELOW_RUN: usize = "/machines/".len() + 32 + "/vsock.sock_65535".len();
 
 /// What the VMM can plug, at most, MiB.
-const MAX_MEMORY_MIB: u64 = 1024 * 1024;
+pub(crate) const MAX_MEMORY_MIB: u64 = 1024 * 1024;
 
 /// Everything that an operator can choose.
 #[derive(Debug, Clone, Deserialize)]
@@ -83,13 +83,16 @@ pub struct MachineDefaults {
     /// Added to a pod's memory limit for the guest's kernel and agent, MiB, when the pod names no overhead.
     pub memory_overhead_mib: u64,
     /// A pod's guest can grow to this much while it runs, MiB; one that is as large from the start cannot grow, and with 0
-    /// none can. Costs nothing until it is used; but a hostile guest can use it unasked, and then the memory limit of the
-    /// pod's cgroup on the host is the only bound.
-    pub memory_max_mib: u64,
+    /// none can. Unset: as much as the host has, where `cgroup_root` is set. Costs nothing until it is used. A hostile guest
+    /// can use it unasked, so the Machine's cgroup never allows more than the pod was granted.
+    pub memory_max_mib: Option<u64>,
     /// Processors of a pod without a CPU limit.
     pub vcpus: u8,
     /// Processors of a pod are never more.
     pub vcpus_max: u8,
+    /// Processors that a running pod can be given beyond those that it started with, as far as the host has them. Each costs
+    /// its guest a little memory from the start.
+    pub vcpus_spare: u8,
     /// Size of the writable layer of a pod's containers, MiB; sparse.
     pub scratch_mib: u64,
     /// How image layers reach the guest.
@@ -221,9 +224,10 @@ impl Default for MachineDefaults {
             memory_mib: 512,
             memory_min_mib: 128,
             memory_overhead_mib: 64,
-            memory_max_mib: 0,
+            memory_max_mib: None,
             vcpus: 1,
             vcpus_max: 32,
+            vcpus_spare: 3,
             scratch_mib: 10 * 1024,
             layer_transport: LayerTransport::Auto,
             pmem_max_mib: 64,
@@ -394,7 +398,7 @@ impl Config {
                 "must be at least memory_min_mib, and that at least 64",
             );
         }
-        if machine.memory_max_mib > MAX_MEMORY_MIB {
+        if machine.memory_max_mib.is_some_and(|mib| mib > MAX_MEMORY_MIB) {
             return refuse("machine.memory_max_mib", "must be at most 1048576");
         }
         if machine.vcpus == 0 || machine.vcpus > machine.vcpus_max {

@@ -45,7 +45,7 @@ pub(crate) fn settings(resources: &Resources) -> Result<Vec<Setting>, Failure> {
         set("memory.max", limit(resources.memory_limit_bytes));
     }
     if let Some(swap) = swap_max(resources)? {
-        set("memory.swap.max", swap);
+        set(super::SWAP_MAX, swap);
     }
     if resources.pids_limit != 0 {
         set("pids.max", limit(resources.pids_limit));

@@ -25,6 +25,7 @@ use crate::sys;
 
 /// Name of the pod's cgroup below the root.
 const POD: &str = "pod";
+const SWAP_MAX: &str = "memory.swap.max";
 /// How long the kernel may take to end killed processes before their cgroup counts as stuck.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 const EMPTY_POLL: Duration = Duration::from_millis(2);
@@ -123,11 +124,20 @@ impl Cgroup {
     /// # Errors
     /// `InvalidArgument` naming the field, `Cgroup` naming the file.
     pub(crate) fn limit(&self, resources: &Resources) -> Result<(), Failure> {
-        for limits::Setting { file, value } in limits::settings(resources)? {
+        for limits::Setting { file, value } in self.settings(resources)? {
             write(&self.path.join(&file), &value)
                 .context(ErrorCode::Cgroup, || format!("write {value:?} to {file}"))?;
         }
         Ok(())
+    }
+
+    /// A kernel without swap has no file to limit it, and keeps every limit of it.
+    fn settings(&self, resources: &Resources) -> Result<Vec<limits::Setting>, Failure> {
+        let mut settings = limits::settings(resources)?;
+        if !self.path.join(SWAP_MAX).exists() {
+            settings.retain(|setting| setting.file != SWAP_MAX);
+        }
+        Ok(settings)
     }
 
     /// The limits that it has; of `unified` the files that `wanted` names.
@@ -140,7 +150,7 @@ impl Cgroup {
     /// # Errors
     /// `InvalidArgument` naming the field, also for less memory than is in use; `Cgroup` naming the file.
     pub(crate) fn relimit(&self, resources: &Resources) -> Result<(), Failure> {
-        let settings = limits::settings(resources)?;
+        let settings = self.settings(resources)?;
         self.refuse_less_than_is_used(resources.memory_limit_bytes)?;
         let mut before = Vec::new();
         for limits::Setting { file, value } in settings {

@@ -196,6 +196,11 @@ impl Agent for Service {
         answer("", Err(Failure::new(ErrorCode::NotFound, text)))
     }
 
+    async fn resize(&self, _: Request<wire::ResizeRequest>) -> Answer<wire::ResizeResponse> {
+        let text = "a host pod is as large as the host";
+        answer("", Err(Failure::new(ErrorCode::Unsupported, text)))
+    }
+
     async fn stats(&self, request: Request<wire::StatsRequest>) -> Answer<wire::StatsResponse> {
         let request = request.into_inner();
         answer(&request.container_id, stats::stats(&self.pod, &request).await)

@@ -1,8 +1,10 @@
 //! What all containers of the pod share: host name, DNS files, network, sysctls, clock, entropy, shared memory, scratch.
 //!
-//! Set up once per Machine by ConfigureSandbox; `files` writes the DNS files, `sysctl` the kernel's parameters.
+//! Set up once per Machine by ConfigureSandbox; `files` writes the DNS files, `sysctl` the kernel's parameters. `resize` is
+//! the guest's part of a Machine that becomes larger.
 
 pub(crate) mod files;
+pub(crate) mod resize;
 pub(crate) mod sysctl;
 
 use std::ffi::CString;

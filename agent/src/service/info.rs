@@ -28,7 +28,7 @@ fn memory_total(meminfo: &str) -> u64 {
 }
 
 /// A list like "0-2,5".
-fn online(list: &str) -> u32 {
+pub(crate) fn online(list: &str) -> u32 {
     let range = |range: &str| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);

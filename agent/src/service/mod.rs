@@ -238,6 +238,13 @@ impl Agent for Service {
         self.answer("", call).await
     }
 
+    async fn resize(&self, request: Request<wire::ResizeRequest>) -> Answer<wire::ResizeResponse> {
+        let pod = self.pod.clone();
+        let request = request.into_inner();
+        let call = self.whole(async move { sandbox::resize::resize(&pod, &request).await });
+        self.answer("", call).await
+    }
+
     async fn stats(&self, request: Request<wire::StatsRequest>) -> Answer<wire::StatsResponse> {
         let request = request.into_inner();
         self.answer(&request.container_id, stats::stats(&self.pod, &request))

@@ -149,20 +149,19 @@ pub(super) fn container_status(view: &ContainerView) -> cri::ContainerStatus {
     }
 }
 
-/// As they were asked for; those of images with the digest that the image had.
+/// As they were asked for; those of images with what PullImage said of the image.
 fn mounts(mut mounts: Vec<cri::Mount>, volumes: &[VolumeUse]) -> Vec<cri::Mount> {
     for used in volumes {
         if let VolumeUse::Image {
             container_path,
-            image_ref,
-            ..
+            image_id,
         } = used
             && let Some(mount) = mounts
                 .iter_mut()
                 .find(|mount| mount.container_path == *container_path)
             && let Some(image) = &mut mount.image
         {
-            image.image_ref.clone_from(image_ref);
+            image.image_ref.clone_from(image_id);
         }
     }
     mounts

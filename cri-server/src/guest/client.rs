@@ -42,6 +42,7 @@ mod deadline {
     pub(super) const SIGNAL: Duration = Duration::from_secs(10);
     pub(super) const RESIZE_TERMINAL: Duration = Duration::from_secs(10);
     pub(super) const UPDATE_CONTAINER: Duration = Duration::from_secs(10);
+    pub(super) const RESIZE: Duration = Duration::from_secs(20);
     pub(super) const UPDATE_FILES: Duration = Duration::from_secs(10);
     pub(super) const STATS: Duration = Duration::from_secs(10);
     pub(super) const OPEN_WATCH: Duration = Duration::from_secs(10);
@@ -305,6 +306,21 @@ impl GuestClient {
         let mut agent = self.agent.clone();
         let answer = agent.update_files(v1::UpdateFilesRequest { source: Some(source) });
         call("update the files", deadline::UPDATE_FILES, answer).await?;
+        Ok(())
+    }
+
+    /// The Machine has become larger: so many processors are to be online, and the memory device at that PCI address
+    /// (`None`: there is none) is to be used.
+    ///
+    /// # Errors
+    /// [`GuestError`]
+    pub async fn resize(&self, processors: u8, memory_device: Option<&str>) -> Result<(), GuestError> {
+        let mut agent = self.agent.clone();
+        let answer = agent.resize(v1::ResizeRequest {
+            processors: processors.into(),
+            memory_pci_address: memory_device.unwrap_or_default().to_owned(),
+        });
+        call("use what the machine has now", deadline::RESIZE, answer).await?;
         Ok(())
     }
 

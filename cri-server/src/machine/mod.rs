@@ -5,6 +5,7 @@
 //! everything here can be found again from the Machine's directory ([`Layout`]): [`Launcher::adopt`] takes over the process,
 //! [`ControlClient`] and `guest` connect anew.
 
+pub(crate) mod capacity;
 mod cgroup;
 mod control;
 mod launcher;

@@ -13,6 +13,7 @@ use super::{
     handle::Reply,
     live::Live,
     node::new_id,
+    room::Room,
     state::Input,
     view::ContainerView,
     volumes::VolumeUse,
@@ -152,6 +153,14 @@ impl Driver {
         })?;
         let id = new_id()?;
         let pod = self.request.config.clone().unwrap_or_default();
+        let limits = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        // A limit above what the host has is no mistake: it is what the pod may use, not what it was promised.
+        self.make_room(
+            &id,
+            &limits.map(Limits::from).unwrap_or_default(),
+            &Room::default(),
+        )
+        .await?;
         let plan = self.plan_container(&id, &config, &pod, &image.config).await?;
         let volumes = self.assign_volumes(&plan.mounts)?;
         let record = ContainerRecord {
@@ -182,6 +191,7 @@ impl Driver {
             Ok(()) => Ok(id),
             Err(error) => {
                 self.unmake(&id).await;
+                self.give_room_back().await;
                 Err(error)
             }
         }
@@ -200,7 +210,7 @@ impl Driver {
             Kind::Machine => {
                 let around = Surroundings {
                     sandbox: pod,
-                    vcpus: self.plan.vcpus,
+                    vcpus: self.live()?.size.vcpus,
                     image,
                     defaults,
                     memory_homes: &self.live()?.shared.memory_homes,
@@ -209,6 +219,10 @@ impl Driver {
             }
             Kind::Host(host) => host_spec::plan(id, config, pod, image, defaults, host).await,
         }
+    }
+
+    pub(super) fn live_mut(&mut self) -> Result<&mut Live, RequestError> {
+        self.live.as_mut().ok_or_else(|| not_ready(&self.record.id))
     }
 
     fn refuse_taken_name(&self, config: &cri::ContainerConfig) -> Result<(), RequestError> {
@@ -438,6 +452,7 @@ impl Driver {
             .map_err(RequestError::failed("forget the container"))?;
         self.containers.remove(id);
         self.release_volumes().await;
+        self.give_room_back().await;
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use proto::{
     machine::{Device, FileSource},
 };
 
-use super::{error::RequestError, plan::SandboxPlan, view::MachineView, volumes::Shared};
+use super::{error::RequestError, plan::SandboxPlan, room::Size, view::MachineView, volumes::Shared};
 use crate::{
     config::{LayerTransport, MachineDefaults},
     guest::{Dialer, GuestClient},
@@ -27,7 +27,7 @@ use crate::{
 pub(super) const NET: &str = "net0";
 pub(super) const SCRATCH: &str = "scratch";
 pub(super) const BALLOON: &str = "balloon";
-/// Every Machine that can grow has it.
+/// A Machine that has grown has it.
 pub(super) const MEMORY: &str = "memory";
 /// A layer's device is named by its transport and the first [`DIGITS`] hexadecimal digits of its digest.
 const PMEM: &str = "pmem-";
@@ -47,6 +47,9 @@ pub(crate) struct Live {
     pub(super) dialer: Dialer,
     /// PCI address by device name.
     devices: BTreeMap<String, String>,
+    pub(super) size: Size,
+    /// What UpdatePodSandboxResources granted, 0 before.
+    pub(super) pod_size: Size,
     /// Images whose layers are on the bus, by id.
     leases: BTreeMap<String, ImageLease>,
     pub(super) shared: Shared,
@@ -66,6 +69,11 @@ impl Live {
             guest: GuestClient::over(dialer.clone()),
             dialer,
             devices: BTreeMap::new(),
+            size: Size::planned(plan),
+            pod_size: Size {
+                memory_mib: 0,
+                vcpus: 0,
+            },
             leases: BTreeMap::new(),
             shared: Shared::default(),
         }
@@ -75,8 +83,8 @@ impl Live {
         MachineView {
             kind: plan.kind.clone(),
             pid: self.process.pid(),
-            memory_mib: plan.memory_mib,
-            vcpus: plan.vcpus,
+            memory_mib: self.size.memory_mib,
+            vcpus: self.size.vcpus,
             control: self.control.clone(),
             guest: self.guest.clone(),
             dialer: self.dialer.clone(),
@@ -159,7 +167,7 @@ impl Live {
             .await
             .map_err(RequestError::failed("open an image layer"))?
             .map_err(RequestError::failed("open an image layer"))?;
-        self.add_device(&id, device, blob.as_fd()).await?;
+        self.add_device(&id, device, Some(blob.as_fd())).await?;
         Ok(disk(self.device(&id)?, dax))
     }
 
@@ -168,14 +176,14 @@ impl Live {
         &mut self,
         id: &str,
         device: Device,
-        file: BorrowedFd<'_>,
+        file: Option<BorrowedFd<'_>>,
     ) -> Result<(), RequestError> {
         let control = self.control.as_ref().ok_or_else(|| {
             RequestError::failed(format!("add {id} to the machine"))(
                 "a pod on the host has no devices of its own",
             )
         })?;
-        let added = control.add_device(device, &[file]).await;
+        let added = control.add_device(device, file.as_slice()).await;
         let pci_address = added.map_err(RequestError::failed(format!("add {id} to the machine")))?;
         self.devices.insert(id.to_owned(), pci_address);
         Ok(())

@@ -1,5 +1,5 @@
-//! From CRI's configuration of a sandbox to what is made for it: names, sizes, network. Pure, and the same for the same
-//! request: after a restart of the daemon the plan is made again from the stored request.
+//! From CRI's configuration of a sandbox to what is made for it: names, sizes, network. The same for the same request: after a
+//! restart of the daemon the plan is made again from the stored request. Pure but for the host's size.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use proto::cri::v1 as cri;
 
 use super::{error::RequestError, quantity};
 use crate::{
-    config::{CgroupDriver, Config},
+    config::{CgroupDriver, Config, MAX_MEMORY_MIB},
     container::spec,
     host::{self, HostPlan, Kind},
-    machine::{CgroupLimits, Layout, MachineCgroup},
+    machine::{CgroupLimits, Layout, MachineCgroup, capacity},
     network::{Bandwidth, Dns, PodNetwork, PortMapping},
 };
 
@@ -20,6 +20,8 @@ pub(crate) const HANDLER: &str = "clearpod";
 const MIB: u64 = 1024 * 1024;
 /// The VMM takes multiples of it (`MachineConfig::memory_hotplug_mib`).
 const HOTPLUG_UNIT_MIB: u64 = 128;
+/// What the VMM and virtiofsd need beside the guest's memory, with room for their page tables and caches.
+const MIN_VMM_MIB: u64 = 64;
 /// unix(7) host names: what the kernel takes.
 const MAX_HOSTNAME: usize = 64;
 
@@ -37,6 +39,8 @@ pub(crate) struct SandboxPlan {
     /// What the guest can plug beyond that.
     pub(crate) memory_hotplug_mib: u64,
     pub(crate) vcpus: u8,
+    /// What the guest can bring online in all.
+    pub(crate) vcpus_possible: u8,
     pub(crate) hostname: String,
     /// `None`: that of the CNI plugins, else the host's.
     pub(crate) dns: Option<Dns>,
@@ -99,6 +103,7 @@ fn plan_as(
     let kind = kind(&linux.security_context.clone().unwrap_or_default(), &layout)?;
     refuse_unsupported(pod, &linux, &kind)?;
     let (memory_mib, vcpus) = size(&linux, config)?;
+    let memory_hotplug_mib = hotplug(memory_mib, config);
     let hostname = if pod.hostname.is_empty() {
         &metadata.name
     } else {
@@ -121,7 +126,7 @@ fn plan_as(
             Kind::Host(_) => config.scratch().join(id),
         },
         kind,
-        cgroup: cgroup(id, &linux, config)?,
+        cgroup: cgroup(id, &linux, config, bound(memory_mib, memory_hotplug_mib, config))?,
         network: PodNetwork {
             sandbox_id: id.to_owned(),
             name: metadata.name.clone(),
@@ -132,8 +137,9 @@ fn plan_as(
             dns: dns.clone(),
         },
         memory_mib,
-        memory_hotplug_mib: hotplug(memory_mib, config),
+        memory_hotplug_mib,
         vcpus,
+        vcpus_possible: possible(vcpus, config),
         hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
         dns,
     })
@@ -202,16 +208,41 @@ fn size(linux: &cri::LinuxPodSandboxConfig, config: &Config) -> Result<(u64, u8)
     ))
 }
 
-/// The rest up to the configured maximum, in the guest kernel's unit of memory hot-plug.
+/// The rest up to the maximum, in the guest kernel's unit of memory hot-plug. What nothing bounds is not offered unasked.
 fn hotplug(memory_mib: u64, config: &Config) -> u64 {
-    let rest = config.machine.memory_max_mib.saturating_sub(memory_mib);
+    let machine = &config.machine;
+    let max = match (machine.memory_max_mib, &machine.cgroup_root) {
+        (Some(max), _) => max,
+        (None, Some(_)) => capacity::memory_mib().min(MAX_MEMORY_MIB),
+        (None, None) => 0,
+    };
+    let rest = max.saturating_sub(memory_mib);
     rest - rest % HOTPLUG_UNIT_MIB
+}
+
+/// `memory.max` of a Machine that could take more memory than it was granted.
+fn bound(memory_mib: u64, memory_hotplug_mib: u64, config: &Config) -> Option<u64> {
+    (memory_hotplug_mib > 0).then(|| machine_bytes(memory_mib, config))
+}
+
+/// What a Machine of that size takes from the host at most, bytes: the guest's memory, and the VMM and virtiofsd.
+pub(super) fn machine_bytes(memory_mib: u64, config: &Config) -> u64 {
+    let overhead = config.machine.memory_overhead_mib.max(MIN_VMM_MIB);
+    memory_mib.saturating_add(overhead).saturating_mul(MIB)
+}
+
+/// More processors than the host has would only wait for each other.
+fn possible(vcpus: u8, config: &Config) -> u8 {
+    let machine = &config.machine;
+    let most = machine.vcpus_max.min(capacity::processors());
+    vcpus.saturating_add(machine.vcpus_spare).min(most).max(vcpus)
 }
 
 fn cgroup(
     id: &str,
     linux: &cri::LinuxPodSandboxConfig,
     config: &Config,
+    memory_max_bytes: Option<u64>,
 ) -> Result<Option<CgroupPlan>, RequestError> {
     let Some(root) = &config.machine.cgroup_root else {
         return Ok(None);
@@ -233,8 +264,8 @@ fn cgroup(
             cpu_quota_us: quota,
             cpu_period_us: quota.and_then(|_| positive(resources.cpu_period)),
             cpu_weight: positive(resources.cpu_shares).map(CgroupLimits::weight_from_shares),
-            // kubelet limits the pod's own cgroup, the parent of this one.
-            memory_max_bytes: None,
+            // kubelet limits the pod's own cgroup, the parent of this one; this is against the guest.
+            memory_max_bytes,
         },
     }))
 }

@@ -75,6 +75,7 @@ async fn take_over(driver: &mut Driver) {
                     }
                 }
             }
+            live.recall_size(&driver.plan).await;
             for container in driver.containers.values() {
                 let images = &driver.node.images;
                 for image in container.image_ids() {

@@ -1,5 +1,5 @@
-//! Other limits for a container or a pod that runs: what is asked is checked against the Machine, told to the guest or set on
-//! the host's cgroup of the VMM, recorded as the guest has it then. A pod on the host has no size of its own: there the kernel
+//! Other limits for a container or a pod that runs: what is asked is checked against the Machine, made room for (`grow`), told to the guest or
+//! set on the host's cgroup of the VMM, recorded as the guest has it then. A pod on the host has no size of its own: there the kernel
 //! alone decides, and the cgroup on the host is the one that the containers are in.
 
 use proto::cri::v1 as cri;
@@ -7,7 +7,7 @@ use proto::cri::v1 as cri;
 use super::{
     driver::Driver,
     error::RequestError,
-    plan::CgroupPlan,
+    plan::{CgroupPlan, machine_bytes},
     room::{self, Room},
     state::Input,
 };
@@ -16,8 +16,6 @@ use crate::{
     host::Kind,
     machine::CgroupError,
 };
-
-const MIB: u64 = 1024 * 1024;
 
 impl Driver {
     /// UpdateContainerResources.
@@ -31,11 +29,24 @@ impl Driver {
         let before = self.container(id)?.wanted();
         let change = Limits::from(change);
         let wanted = before.changed(&change);
+        let asked = Room::of_container(&wanted, &change);
+        self.make_room(id, &wanted, &asked).await?;
+        let updated = self.limit_in_guest(id, wanted, &before).await;
+        // After a refusal as well: what the container still has counts then.
+        self.give_room_back().await;
+        updated
+    }
+
+    async fn limit_in_guest(
+        &mut self,
+        id: &str,
+        wanted: Limits,
+        before: &Limits,
+    ) -> Result<(), RequestError> {
         let resources = match self.plan.kind {
-            Kind::Machine => spec::resources(Some(&wanted.to_cri()), self.plan.vcpus)?,
+            Kind::Machine => spec::resources(Some(&wanted.to_cri()), self.live()?.size.vcpus)?,
             Kind::Host(_) => spec::resources_on_host(Some(&wanted.to_cri()))?,
         };
-        self.make_room(&Room::of_container(&wanted, &change))?;
         self.raise_host_quota(id, &wanted).await?;
         let score = spec::oom_score_adj(wanted.oom_score_adj)?;
         let changed_score = (wanted.oom_score_adj != before.oom_score_adj).then_some(score);
@@ -59,27 +70,18 @@ impl Driver {
         self.transition(Input::Use).await?;
         let resources = pod_limits("resources", request.resources.as_ref())?;
         let overhead = pod_limits("overhead", request.overhead.as_ref())?;
-        self.make_room(&Room::of_pod(&resources, &overhead))?;
+        let asked = Room::of_pod(&resources, &overhead);
+        self.make_room_for_pod(&resources, &overhead, &asked).await?;
+        self.give_room_back().await;
         let Some(cgroup) = self.plan.cgroup.clone() else {
             return Ok(());
         };
         let least = match self.plan.kind {
-            Kind::Machine => {
-                let overhead = self.node.config.machine.memory_overhead_mib;
-                self.plan.memory_mib.saturating_add(overhead).saturating_mul(MIB)
-            }
+            Kind::Machine => machine_bytes(self.live()?.size.memory_mib, &self.node.config),
             Kind::Host(_) => 0,
         };
         let limits = room::host_limits(&resources, &overhead, least);
         on_cgroup(cgroup, move |cgroup| cgroup.cgroup.limit(&limits)).await
-    }
-
-    /// What is asked must fit into the Machine. This is the one place where the Machine would be made larger.
-    fn make_room(&self, room: &Room) -> Result<(), RequestError> {
-        match self.plan.kind {
-            Kind::Machine => room.fits(self.plan.memory_mib.saturating_mul(MIB), self.plan.vcpus),
-            Kind::Host(_) => Ok(()),
-        }
     }
 
     /// The VMM may use as much of the host's processors as its containers together may of the guest's; a pod on the host as its
@@ -106,7 +108,7 @@ impl Driver {
     }
 }
 
-async fn on_cgroup(
+pub(super) async fn on_cgroup(
     cgroup: CgroupPlan,
     change: impl FnOnce(&CgroupPlan) -> Result<(), CgroupError> + Send + 'static,
 ) -> Result<(), RequestError> {

@@ -1,15 +1,92 @@
-//! Whether limits fit into a Machine, and what they mean for the VMM's cgroup on the host. Pure.
+//! Whether limits fit into a Machine, how large it has to be for them, and what they mean for the VMM's cgroup on the host.
+//! Pure.
 
-use super::error::RequestError;
+use super::{error::RequestError, plan::SandboxPlan};
 use crate::{container::limits::Limits, machine::CgroupLimits};
+
+const MIB: u64 = 1024 * 1024;
+/// What a memory device plugs in one piece.
+const BLOCK_MIB: u64 = 2;
 
 const PERIOD: u64 = 100_000;
 /// The least quota that the kernel takes, microseconds.
 const LEAST_QUOTA: u64 = 1000;
 const MILLIONTHS: u64 = 1_000_000;
 
+/// A Machine's, or the largest that it can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) memory_mib: u64,
+    pub(super) vcpus: u8,
+}
+
+impl Size {
+    /// That it starts with.
+    pub(super) fn planned(plan: &SandboxPlan) -> Self {
+        Self {
+            memory_mib: plan.memory_mib,
+            vcpus: plan.vcpus,
+        }
+    }
+
+    /// That it can grow to.
+    pub(super) fn most(plan: &SandboxPlan) -> Self {
+        Self {
+            memory_mib: plan.memory_mib.saturating_add(plan.memory_hotplug_mib),
+            vcpus: plan.vcpus_possible,
+        }
+    }
+
+    /// The larger one in each.
+    pub(super) fn max(self, other: Self) -> Self {
+        Self {
+            memory_mib: self.memory_mib.max(other.memory_mib),
+            vcpus: self.vcpus.max(other.vcpus),
+        }
+    }
+
+    /// What a memory device adds to `planned` for it, in whole blocks.
+    pub(super) fn plugged_mib(self, planned: Self) -> u64 {
+        let more = self.memory_mib.saturating_sub(planned.memory_mib);
+        more.next_multiple_of(BLOCK_MIB)
+    }
+}
+
+/// What the containers of a pod, or the pod itself, may use together. Who has no limit adds nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Demand {
+    memory_bytes: u64,
+    cpu_millionths: u64,
+}
+
+impl Demand {
+    pub(super) fn of(limits: impl IntoIterator<Item = Limits>) -> Self {
+        let mut demand = Self::default();
+        for limits in limits {
+            let memory = positive(limits.memory).unwrap_or(0);
+            let cpu = limits.cpu_millionths().unwrap_or(0);
+            demand.memory_bytes = demand.memory_bytes.saturating_add(memory);
+            demand.cpu_millionths = demand.cpu_millionths.saturating_add(cpu);
+        }
+        demand
+    }
+
+    /// The Machine for it, `most` at most; `overhead_mib` is the guest's own.
+    pub(super) fn size(self, overhead_mib: u64, most: Size) -> Size {
+        let memory_mib = match self.memory_bytes {
+            0 => 0,
+            bytes => bytes.div_ceil(MIB).saturating_add(overhead_mib),
+        };
+        let vcpus = u8::try_from(self.cpu_millionths.div_ceil(MILLIONTHS)).unwrap_or(u8::MAX);
+        Size {
+            memory_mib: memory_mib.min(most.memory_mib),
+            vcpus: vcpus.min(most.vcpus),
+        }
+    }
+}
+
 /// What is asked of a Machine, and by which fields.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Room {
     memory: Option<(&'static str, u64)>,
     /// Millionths of a processor.
@@ -37,19 +114,20 @@ impl Room {
         }
     }
 
-    /// Refuses what the Machine has not.
-    pub(super) fn fits(&self, memory_bytes: u64, vcpus: u8) -> Result<(), RequestError> {
+    /// Refuses what the Machine can never have.
+    pub(super) fn fits(&self, most: Size) -> Result<(), RequestError> {
+        let (memory_bytes, vcpus) = (most.memory_mib.saturating_mul(MIB), most.vcpus);
         if let Some((field, bytes)) = self.memory
             && bytes > memory_bytes
         {
-            let reason = format!("{bytes} bytes, and the pod's machine has {memory_bytes}");
+            let reason = format!("{bytes} bytes, and the pod's machine can have {memory_bytes}");
             return Err(RequestError::unsupported(field, reason));
         }
         if let Some((field, cpu)) = self.cpu
             && cpu > u64::from(vcpus) * MILLIONTHS
         {
             let reason = format!(
-                "{}.{:03} processors, and the pod's machine has {vcpus}",
+                "{}.{:03} processors, and the pod's machine can have {vcpus}",
                 cpu / MILLIONTHS,
                 cpu % MILLIONTHS / 1000
             );
@@ -116,9 +194,27 @@ mod tests {
         }
     }
 
+    const MOST: Size = Size {
+        memory_mib: 512,
+        vcpus: 2,
+    };
+
+    #[test]
+    fn a_machine_is_as_large_as_its_containers_together_and_its_own_needs() {
+        let size = |limits: &[Limits]| Demand::of(limits.to_vec()).size(64, MOST);
+        let of = |memory_mib, vcpus| Size { memory_mib, vcpus };
+        assert_eq!(size(&[]), of(0, 0));
+        assert_eq!(size(&[limits(-1, -1)]), of(0, 0));
+        assert_eq!(size(&[limits(50_000, 100 << 20), limits(60_000, 1)]), of(165, 2));
+        assert_eq!(size(&[limits(i64::MAX, i64::MAX), limits(1, 1)]), MOST);
+        assert_eq!(of(100, 1).max(of(1, 2)), of(100, 2));
+        assert_eq!(of(101, 1).plugged_mib(of(64, 1)), 38);
+        assert_eq!(of(1, 1).plugged_mib(of(64, 1)), 0);
+    }
+
     #[test]
     fn what_the_machine_has_not_is_refused_by_field() {
-        let fits = |limits: &Limits| Room::of_container(limits, limits).fits(1 << 29, 2);
+        let fits = |limits: &Limits| Room::of_container(limits, limits).fits(MOST);
         fits(&limits(200_000, 1 << 29)).unwrap();
         fits(&limits(-1, -1)).unwrap();
         let refusal = fits(&limits(200_001, 0)).unwrap_err().to_string();
@@ -129,11 +225,9 @@ mod tests {
         let refusal = fits(&limits(0, (1 << 29) + 1)).unwrap_err().to_string();
         assert!(refusal.starts_with("linux.memory_limit_in_bytes"), "{refusal}");
         let old = limits(900_000, 1 << 40);
-        Room::of_container(&old, &Limits::default())
-            .fits(1 << 29, 2)
-            .unwrap();
+        Room::of_container(&old, &Limits::default()).fits(MOST).unwrap();
         let pod = Room::of_pod(&limits(0, 1 << 29), &limits(0, 1));
-        let refusal = pod.fits(1 << 29, 2).unwrap_err().to_string();
+        let refusal = pod.fits(MOST).unwrap_err().to_string();
         assert!(
             refusal.starts_with("resources.memory_limit_in_bytes"),
             "{refusal}"

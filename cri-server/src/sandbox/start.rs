@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     error::{RequestError, chain},
-    live::{BALLOON, Live, MEMORY, NET, SCRATCH},
+    live::{BALLOON, Live, NET, SCRATCH},
     node::{Node, random_bytes},
     plan::SandboxPlan,
     start_host,
@@ -279,7 +279,7 @@ fn launch_spec(node: &Node, plan: &SandboxPlan, prepared: Prepared) -> Result<La
             command_line: defaults.command_line.clone(),
             vcpus: Vcpus {
                 boot: plan.vcpus,
-                max: plan.vcpus,
+                max: plan.vcpus_possible,
             },
             memory_mib: plan.memory_mib,
             memory_hotplug_mib: plan.memory_hotplug_mib,
@@ -306,7 +306,8 @@ fn launch_spec(node: &Node, plan: &SandboxPlan, prepared: Prepared) -> Result<La
 }
 
 fn devices(plan: &SandboxPlan) -> Vec<Device> {
-    let mut devices = vec![
+    // A memory device comes when the Machine first grows (`grow`): most never do.
+    vec![
         Device::Net {
             id: NET.to_owned(),
             tap: FileSource::Fd(0),
@@ -320,13 +321,7 @@ fn devices(plan: &SandboxPlan) -> Vec<Device> {
         Device::Balloon {
             id: BALLOON.to_owned(),
         },
-    ];
-    if plan.memory_hotplug_mib > 0 {
-        devices.push(Device::Memory {
-            id: MEMORY.to_owned(),
-        });
-    }
-    devices
+    ]
 }
 
 /// The guest starts before the plugins have chosen its address; this one is replaced when it is configured.

@@ -59,7 +59,6 @@ pub(crate) enum VolumeUse {
     Image {
         container_path: String,
         image_id: String,
-        image_ref: String,
     },
 }
 
@@ -105,7 +104,6 @@ impl Driver {
                     })?;
                     VolumeUse::Image {
                         container_path: planned.mount.destination.clone(),
-                        image_ref: found.repo_digests.first().unwrap_or(&found.id).clone(),
                         image_id: found.id.clone(),
                     }
                 }
@@ -401,7 +399,7 @@ impl Live {
             queues: QUEUES,
             queue_size: QUEUE_SIZE,
         };
-        let added = self.add_device(SHARES, device, socket.as_fd()).await;
+        let added = self.add_device(SHARES, device, Some(socket.as_fd())).await;
         if let Err(error) = added {
             // Without a VMM it would end by itself; this is sooner.
             if let Err(error) = server.kill() {
@@ -420,7 +418,8 @@ impl Live {
             read_only: planned.read_only,
         };
         if self.device(&planned.id).is_err() {
-            self.add_device(&planned.id, device, planned.file.as_fd()).await?;
+            self.add_device(&planned.id, device, Some(planned.file.as_fd()))
+                .await?;
         }
         let disk = agent::Disk {
             pci_address: self.device(&planned.id)?.to_owned(),

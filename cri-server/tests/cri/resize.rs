@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use cri_server::guest::fake::{Fault, FaultPoint};
 use proto::cri::v1::{self as cri, NamespaceMode};
 use tonic::{Code, Status};
 
@@ -129,7 +130,11 @@ async fn an_oom_score_goes_to_the_processes_and_to_later_commands() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_machine_has_not_is_refused_by_field_and_nothing_changes() {
-    let node = TestNode::start().await;
+    let node = TestNode::start_with(|config| {
+        config.machine.memory_max_mib = Some(0);
+        config.machine.vcpus_spare = 0;
+    })
+    .await;
     let pod = node.run_pod("web").await.unwrap();
     let container = with_limits(&node, &pod, memory(64 * MIB)).await;
     let before = shown(&node, &container).await;
@@ -163,6 +168,96 @@ async fn what_the_machine_has_not_is_refused_by_field_and_nothing_changes() {
         "resources.cpuset_cpus",
     );
     update_pod(&node, &pod, memory(256 * MIB)).await.unwrap();
+}
+
+/// Of the machine's memory beyond the 512 MiB of its start, and of what is shown as its size.
+async fn size(node: &TestNode, pod: &str) -> (Option<u64>, serde_json::Value) {
+    let machine = node.host.machine(pod).unwrap();
+    let request = cri::PodSandboxStatusRequest {
+        pod_sandbox_id: pod.to_owned(),
+        verbose: true,
+    };
+    let status = node.runtime.clone().pod_sandbox_status(request).await;
+    let info = status.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    (machine.plugged_mib(), info["memory_mib"].clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_grows_with_its_limits_and_shrinks_again() {
+    let mut node = TestNode::start_with(|config| config.machine.memory_max_mib = Some(2048)).await;
+    let pod = node.run_pod("web").await.unwrap();
+    assert_eq!(
+        size(&node, &pod).await,
+        (None, 512.into()),
+        "no device before it is needed"
+    );
+    let small = with_limits(&node, &pod, memory(400 * MIB)).await;
+    assert_eq!(size(&node, &pod).await, (None, 512.into()));
+    update(&node, &small, memory(1000 * MIB)).await.unwrap();
+    assert_eq!(size(&node, &pod).await, (Some(552), 1064.into()));
+    assert_eq!(shown(&node, &small).await.memory_limit_in_bytes, 1000 * MIB);
+    // The next daemon finds it as large as it is.
+    node.kill_daemon().await;
+    assert_eq!(size(&node, &pod).await, (Some(552), 1064.into()));
+    update_pod(&node, &pod, memory(1500 * MIB)).await.unwrap();
+    assert_eq!(size(&node, &pod).await, (Some(1052), 1564.into()));
+    // What the pod was granted it keeps until the pod has less.
+    update(&node, &small, memory(200 * MIB)).await.unwrap();
+    assert_eq!(size(&node, &pod).await, (Some(1052), 1564.into()));
+    update_pod(&node, &pod, memory(200 * MIB)).await.unwrap();
+    assert_eq!(size(&node, &pod).await, (Some(0), 512.into()));
+    let over = update(&node, &small, memory(2049 * MIB)).await;
+    refused(over, Code::Unimplemented, "linux.memory_limit_in_bytes");
+    assert_eq!(size(&node, &pod).await, (Some(0), 512.into()));
+    node.remove_pod(&pod).await.unwrap();
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_container_gets_its_room_and_a_removed_one_leaves_it() {
+    let node = TestNode::start_with(|config| config.machine.memory_max_mib = Some(1024)).await;
+    let pod = node.run_pod("web").await.unwrap();
+    let large = with_limits(&node, &pod, memory(700 * MIB)).await;
+    assert_eq!(size(&node, &pod).await, (Some(252), 764.into()));
+    node.remove_container(&large).await.unwrap();
+    assert_eq!(size(&node, &pod).await, (Some(0), 512.into()));
+    // More than any machine has: it gets what there is.
+    with_limits(&node, &pod, memory(1 << 50)).await;
+    assert_eq!(size(&node, &pod).await, (Some(512), 1024.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_guest_does_not_bring_about_is_told_and_taken_back() {
+    let node = TestNode::start_with(|config| config.machine.memory_max_mib = Some(2048)).await;
+    let pod = node.run_pod("web").await.unwrap();
+    let container = with_limits(&node, &pod, memory(64 * MIB)).await;
+    let before = shown(&node, &container).await;
+    node.host.inject(FaultPoint::Call("Resize"), Fault::Fail, 1);
+    let failed = update(&node, &container, memory(1000 * MIB)).await;
+    refused(failed, Code::Internal, "make the machine larger");
+    node.host
+        .inject(FaultPoint::Call("UpdateContainer"), Fault::Fail, 1);
+    let failed = update(&node, &container, memory(1000 * MIB)).await;
+    refused(failed, Code::Internal, "update container");
+    assert_eq!(size(&node, &pod).await, (Some(0), 512.into()));
+    assert_eq!(shown(&node, &container).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spare_processors_are_brought_online_when_they_are_asked_for() {
+    let host = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let node = TestNode::start_with(|config| config.machine.vcpus_spare = 1).await;
+    let pod = node.run_pod("web").await.unwrap();
+    let container = with_limits(&node, &pod, cpu(50_000, 0)).await;
+    let agent = || node.host.machine(&pod).unwrap().agent().processors();
+    assert_eq!(agent(), 0);
+    if host > 1 {
+        update(&node, &container, cpu(150_000, 0)).await.unwrap();
+        assert_eq!(agent(), 2);
+    }
+    let over = update(&node, &container, cpu(200_001, 0)).await;
+    refused(over, Code::Unimplemented, "linux.cpu_quota");
 }
 
 #[tokio::test(flavor = "multi_thread")]

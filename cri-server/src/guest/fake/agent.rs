@@ -44,6 +44,8 @@ struct Guest {
     configured: Option<v1::ConfigureSandboxRequest>,
     containers: BTreeMap<String, Container>,
     updates: Vec<v1::UpdateContainerRequest>,
+    /// What the daemon wanted to be online.
+    processors: u32,
     sandbox_stats: v1::CgroupStats,
     interfaces: Vec<v1::InterfaceStats>,
     file_updates: Vec<v1::FilesSource>,
@@ -129,6 +131,12 @@ impl FakeAgent {
     #[must_use]
     pub fn updates(&self) -> Vec<v1::UpdateContainerRequest> {
         lock(&self.state).updates.clone()
+    }
+
+    /// Most processors that the daemon wanted to be online; 0 when it never said.
+    #[must_use]
+    pub fn processors(&self) -> u32 {
+        lock(&self.state).processors
     }
 
     /// What the guest says of the whole sandbox from now on.
@@ -322,7 +330,7 @@ impl Agent for Service {
             kernel_release: "6.12-fake".to_owned(),
             boot_id: "fake".to_owned(),
             memory_total_bytes: 512 << 20,
-            cpus_online: 1,
+            cpus_online: lock(&self.0.state).processors.max(1),
         }))
     }
 
@@ -564,6 +572,18 @@ impl Agent for Service {
         }
         state.file_updates.push(source);
         Ok(Response::new(v1::UpdateFilesResponse {}))
+    }
+
+    async fn resize(
+        &self,
+        request: Request<v1::ResizeRequest>,
+    ) -> Result<Response<v1::ResizeResponse>, Status> {
+        self.0.gate("Resize").await?;
+        let mut state = lock(&self.0.state);
+        state.processors = state.processors.max(request.into_inner().processors);
+        Ok(Response::new(v1::ResizeResponse {
+            cpus_online: state.processors,
+        }))
     }
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {

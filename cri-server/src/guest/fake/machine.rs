@@ -161,6 +161,12 @@ impl FakeMachine {
             .collect()
     }
 
+    /// What the memory device has plugged; `None` without one.
+    #[must_use]
+    pub fn plugged_mib(&self) -> Option<u64> {
+        lock(&self.bus).memory.map(|memory| memory.plugged_mib)
+    }
+
     /// A handle as the daemon gets it.
     #[must_use]
     pub fn process(&self) -> Process {

@@ -58,7 +58,7 @@ fn a_machine_is_as_large_as_the_pods_limit_and_overhead() {
 }
 
 #[test]
-fn a_machine_can_grow_to_the_configured_maximum() {
+fn a_machine_can_grow_to_the_configured_maximum_within_its_cgroup() {
     let of = |memory, max| {
         let mut config = Config::default();
         config.machine.memory_max_mib = max;
@@ -66,13 +66,44 @@ fn a_machine_can_grow_to_the_configured_maximum() {
             resources: limits(memory, 0),
             ..cri::LinuxPodSandboxConfig::default()
         };
-        planned(linux, &config).memory_hotplug_mib
+        let plan = planned(linux, &config);
+        let bound = plan.cgroup.unwrap().limits.memory_max_bytes;
+        assert_eq!(
+            bound,
+            (plan.memory_hotplug_mib > 0).then_some((plan.memory_mib + 64) << 20)
+        );
+        plan.memory_hotplug_mib
     };
-    assert_eq!(of(0, 16 * 1024), 16 * 1024 - 512);
-    assert_eq!(of(0, 512), 0);
-    assert_eq!(of(0, 512 + 127), 0);
-    assert_eq!(of(1 << 30, 1024 + 64 + 300), 256);
-    assert_eq!(of(1 << 30, 1024), 0, "larger from the start");
+    assert_eq!(of(0, Some(16 * 1024)), 16 * 1024 - 512);
+    assert_eq!(of(0, Some(512)), 0);
+    assert_eq!(of(0, Some(512 + 127)), 0);
+    assert_eq!(of(1 << 30, Some(1024 + 64 + 300)), 256);
+    assert_eq!(of(1 << 30, Some(1024)), 0, "larger from the start");
+    let host = capacity::memory_mib();
+    assert_eq!(of(0, None), (host - 512) / 128 * 128);
+    let mut config = Config::default();
+    config.machine.cgroup_root = None;
+    let unbound = planned(cri::LinuxPodSandboxConfig::default(), &config);
+    assert_eq!(unbound.memory_hotplug_mib, 0, "nothing would bound it");
+}
+
+#[test]
+fn spare_processors_are_those_that_the_host_has() {
+    let of = |quota, spare| {
+        let mut config = Config::default();
+        config.machine.vcpus_spare = spare;
+        let linux = cri::LinuxPodSandboxConfig {
+            resources: limits(0, quota),
+            ..cri::LinuxPodSandboxConfig::default()
+        };
+        let plan = planned(linux, &config);
+        (plan.vcpus, plan.vcpus_possible)
+    };
+    let host = capacity::processors();
+    assert_eq!(of(0, 0), (1, 1));
+    assert_eq!(of(0, 3), (1, host.min(4)));
+    assert_eq!(of(2_000_000, 3).0, 20);
+    assert!(of(2_000_000, 3).1 >= 20, "never fewer than from the start");
 }
 
 #[test]
