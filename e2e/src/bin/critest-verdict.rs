@@ -1,4 +1,4 @@
-//! critest-verdict REPORT [--expected LIST] [--beside REPORT]: judges a run of critest.
+//! critest-verdict REPORT [--expected LIST [--variant NAME]] [--beside REPORT]: judges a run of critest.
 //!
 //! Says what is not as LIST expects it, compares times with the other report, and ends with "N passed, N failed, N skipped"
 //! as critest itself would count. The exit status is 1 when anything was unexpected, 2 when it could not judge.
@@ -23,11 +23,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<bool> {
-    let (mut report, mut expected, mut beside) = (None, None, None);
+    let (mut report, mut expected, mut variant, mut beside) = (None, None, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--expected" => expected = Some(arguments.next().context("--expected needs a file")?),
+            "--variant" => variant = Some(arguments.next().context("--variant needs a name")?),
             "--beside" => beside = Some(arguments.next().context("--beside needs a file")?),
             _ if report.is_none() => report = Some(argument),
             _ => bail!("{argument}: one report at a time"),
@@ -35,7 +36,7 @@ fn run() -> Result<bool> {
     }
     let report = load(&report.context("usage: critest-verdict REPORT [--expected LIST] [--beside REPORT]")?)?;
     let expected = expected
-        .map(|path| read_expected(&fs_err::read_to_string(&path)?).context(path))
+        .map(|path| read_expected(&fs_err::read_to_string(&path)?, variant.as_deref()).context(path))
         .transpose()?;
     let verdict = judge(&report, expected.as_ref());
     let mut out = io::stdout().lock();

@@ -45,13 +45,16 @@ fn as_expected() -> [(&'static str, &'static str, &'static str, &'static str); 4
 }
 
 fn surprises(specs: &[(&str, &str, &str, &str)], meant: usize) -> Vec<String> {
-    let expected = read_expected(LIST).unwrap();
+    let expected = read_expected(LIST, None).unwrap();
     judge(&report(specs, meant), Some(&expected)).surprises
 }
 
 #[test]
 fn a_run_that_is_as_expected_has_no_surprise_and_names_what_is_known() {
-    let verdict = judge(&report(&as_expected(), 4), Some(&read_expected(LIST).unwrap()));
+    let verdict = judge(
+        &report(&as_expected(), 4),
+        Some(&read_expected(LIST, None).unwrap()),
+    );
     assert_eq!(verdict.surprises, Vec::<String>::new());
     assert_eq!((verdict.passed, verdict.failed, verdict.skipped), (2, 1, 1));
     assert_eq!(
@@ -105,7 +108,7 @@ fn a_host_may_lack_what_a_spec_needs_and_say_so() {
         "reason = \"stream",
         "or_skips = \"no AppArmor\"\nreason = \"stream",
     );
-    let expected = read_expected(&list).unwrap();
+    let expected = read_expected(&list, None).unwrap();
     let surprises = |message| {
         let mut specs = as_expected();
         (specs[2].2, specs[2].3) = ("skipped", message);
@@ -185,12 +188,29 @@ fn a_list_that_contradicts_itself_is_refused() {
         "expect = [{outcome = \"pass\", reason = \"why\", specs = [\"a\"]}]",
         "expect = [{outcome = \"maybe\", specs = [\"a\"]}]",
     ] {
-        assert!(read_expected(list).is_err(), "{list}");
+        assert!(read_expected(list, None).is_err(), "{list}");
     }
 }
 
 #[test]
 fn the_list_in_this_repository_is_one() {
-    let list = read_expected(include_str!("../../critest-expected.toml")).unwrap();
+    let list = read_expected(include_str!("../../critest-expected.toml"), None).unwrap();
     assert!(list.len() > 100, "{} specs", list.len());
+}
+
+#[test]
+fn a_variant_replaces_what_is_expected_of_all() {
+    let list = format!(
+        "{LIST}\n[[expect]]\nvariant = \"small\"\noutcome = \"skip\"\nreason = \"too large\"\nspecs = [\"Image / inner / pulls\"]"
+    );
+    let outcome = |variant| read_expected(&list, variant).unwrap()["Image / inner / pulls"].outcome;
+    assert_eq!(outcome(None), Outcome::Pass);
+    assert_eq!(outcome(Some("small")), Outcome::Skip);
+    let unknown = read_expected(&list, Some("tiny")).unwrap_err().to_string();
+    assert!(unknown.contains("tiny"), "{unknown}");
+    let shipped = include_str!("../../critest-expected.toml");
+    assert_eq!(
+        read_expected(shipped, Some("machines")).unwrap().len(),
+        read_expected(shipped, None).unwrap().len()
+    );
 }
