@@ -5,10 +5,11 @@ use std::{path::Path, process::Stdio};
 use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 
-/// Runs crictl against the socket; its standard output without the last newline.
-pub(crate) async fn run(program: &Path, socket: &Path, args: &[&str]) -> Result<String> {
+/// crictl, to be run against the socket.
+pub(crate) fn command(program: &Path, socket: &Path, args: &[&str]) -> Command {
     let endpoint = format!("unix://{}", socket.display());
-    let output = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args([
             "--runtime-endpoint",
             &endpoint,
@@ -17,7 +18,13 @@ pub(crate) async fn run(program: &Path, socket: &Path, args: &[&str]) -> Result<
             "--timeout",
             "120s",
         ])
-        .args(args)
+        .args(args);
+    command
+}
+
+/// Runs it; its standard output without the last newline.
+pub(crate) async fn run(program: &Path, socket: &Path, args: &[&str]) -> Result<String> {
+    let output = command(program, socket, args)
         .stdin(Stdio::null())
         .output()
         .await

@@ -126,6 +126,12 @@ impl Node {
         crictl::run(&self.bundle.join("bin/crictl"), &self.socket(), args).await
     }
 
+    /// The real crictl, not run yet: for commands that go on.
+    #[must_use]
+    pub fn crictl_command(&self, args: &[&str]) -> Command {
+        crictl::command(&self.bundle.join("bin/crictl"), &self.socket(), args)
+    }
+
     /// The node's own directory, for files of a test.
     #[must_use]
     pub fn directory(&self) -> &Path {

@@ -28,7 +28,7 @@ fn documents_name_only_what_exists() -> Result<()> {
         // On the emulated node there is no checkout; the same test runs beside the sources.
         return Ok(());
     }
-    for document in ["README.md", "ARCHITECTURE.md"] {
+    for document in ["README.md", "ARCHITECTURE.md", "docs/crictl.md"] {
         let text = fs_err::read_to_string(root().join(document))?;
         let paths = named_paths(&text);
         ensure!(
