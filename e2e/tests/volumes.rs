@@ -217,7 +217,7 @@ async fn config_maps_follow(node: &mut Node) -> Result<()> {
     // What is moved into the directory is the new "..data": IN_MOVED_TO by inotify_init(2) and inotify_add_watch(2), called by
     // the node's own perl, since Debian's static busybox has no inotifyd.
     let watch = r#"/programs/ld-linux-x86-64.so.2 --library-path /programs /programs/perl -e '
-            my $fd = syscall(253); syscall(254, $fd, "/etc/config", 0x80) > 0 or die "$!";
+            my ($fd, $path) = (syscall(253), "/etc/config"); syscall(254, $fd, $path, 0x80) > 0 or die "$!";
             open(my $events, "<&=", $fd) or die "$!"; sysread($events, my $event, 4096); print $event;
         ' > /tmp/events 2>&1 & sleep 2; cat /tmp/events"#;
     let out = says(node, &container, watch).await?;
