@@ -10,15 +10,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use e2e::Figures;
 use proto::machine::{
     CONFIG_VERSION, Console, FileSource, MachineConfig, Request, Response, Stats, Vcpus, Vsock,
 };
 use tempfile::TempDir;
 
-use crate::{
-    figures::Figures,
-    ready::{Ear, Heard, monotonic_ns},
-};
+use crate::ready::{Ear, Heard, monotonic_ns};
 
 /// What is booted: the same for both.
 #[derive(Debug, Clone)]
