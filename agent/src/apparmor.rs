@@ -51,8 +51,9 @@ pub(crate) fn load(sysfs: &Path, policy: &[u8]) -> Result<(), Failure> {
     let file = securityfs.join("apparmor/.replace");
     if !file.exists() {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("securityfs", &securityfs, "securityfs", flags, None)
-            .context(ErrorCode::Mount, || format!("mount securityfs on {}", securityfs.display()))?;
+        mount("securityfs", &securityfs, "securityfs", flags, None).context(ErrorCode::Mount, || {
+            format!("mount securityfs on {}", securityfs.display())
+        })?;
     }
     if !file.exists() {
         let text = "security.apparmor_profile: the guest's kernel has AppArmor switched off";
@@ -93,7 +94,10 @@ mod tests {
             (security("", 1), "apparmor_policy"),
         ] {
             let failure = profile(&wrong).unwrap_err();
-            assert!(failure.to_string().starts_with(&format!("security.{field}")), "{failure}");
+            assert!(
+                failure.to_string().starts_with(&format!("security.{field}")),
+                "{failure}"
+            );
         }
     }
 

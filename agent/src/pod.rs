@@ -2,6 +2,7 @@
 //!
 //! Wiring only. What the parts do is in their modules; nothing here decides.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -19,7 +20,7 @@ use crate::disk::pci::PciBus;
 use crate::error::{Context as _, Failure};
 use crate::events::Events;
 use crate::reaper::Reaper;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, sysctl};
 use crate::user_namespace::UserNamespace;
 
 /// Where the agent works. A guest has one answer to each; tests bring their own.
@@ -115,6 +116,18 @@ impl Pod {
     /// That of the pod's containers, if the sandbox was configured with one.
     pub(crate) fn user_namespace(&self) -> Option<&UserNamespace> {
         self.user_namespace.get()
+    }
+
+    /// Sets kernel parameters, of which those of the pod's namespaces are its root's.
+    ///
+    /// # Errors
+    /// As [`sysctl::apply`].
+    pub(crate) fn set_sysctls(&self, sysctls: &HashMap<String, String>) -> Result<(), Failure> {
+        let apply = || sysctl::apply(&self.settings.proc, sysctls);
+        match self.user_namespace() {
+            Some(namespace) if !sysctls.is_empty() => namespace.as_root(apply),
+            _ => apply(),
+        }
     }
 
     /// The first one stays.

@@ -20,7 +20,9 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use proto::agent::v1::{self as wire, ErrorCode};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{
+    CapabilitySets, LinkNameSpaceType, Uid, move_into_link_name_space, set_capabilities, set_thread_res_uid,
+};
 
 use crate::disk::pci::PciAddress;
 use crate::error::{Context as _, Failure};
@@ -113,8 +115,9 @@ impl Fresh {
             (&self.ipc, LinkNameSpaceType::InterProcessCommunication),
             (&self.uts, LinkNameSpaceType::HostNameAndNISDomainName),
         ] {
-            move_into_link_name_space(namespace.as_fd(), Some(kind))
-                .context(ErrorCode::System, || format!("enter the pod's {kind:?} namespace"))?;
+            move_into_link_name_space(namespace.as_fd(), Some(kind)).context(ErrorCode::System, || {
+                format!("enter the pod's {kind:?} namespace")
+            })?;
         }
         Ok(UserNamespace {
             map: self.map,
@@ -125,6 +128,37 @@ impl Fresh {
 }
 
 impl UserNamespace {
+    /// Sets kernel parameters as the namespace's root, to whom those of its IPC namespace belong: not even the guest's root
+    /// may write them. On a thread of its own, which keeps what the agent is capable of, for those of the guest.
+    ///
+    /// # Errors
+    /// What `work` answers, and `System`.
+    pub(crate) fn as_root(&self, work: impl FnOnce() -> Result<(), Failure> + Send) -> Result<(), Failure> {
+        let become_root = || -> io::Result<()> {
+            let before = rustix::thread::capabilities(None)?;
+            let (agent, root) = (Uid::ROOT, Uid::from_raw(self.map.uids.outside));
+            set_thread_res_uid(agent, root, agent)?;
+            let effective = before.permitted;
+            Ok(set_capabilities(None, CapabilitySets { effective, ..before })?)
+        };
+        let act = move || {
+            become_root().context(ErrorCode::System, || "become the pod's root".to_owned())?;
+            work()
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("pod-root".to_owned());
+            let thread = thread.spawn_scoped(scope, act).context(ErrorCode::System, || {
+                "start the thread of the pod's root".to_owned()
+            })?;
+            thread.join().unwrap_or_else(|_| {
+                Err(Failure::new(
+                    ErrorCode::System,
+                    "the thread of the pod's root panicked",
+                ))
+            })
+        })
+    }
+
     /// For setns(2) and mount_setattr(2).
     pub(crate) fn namespace(&self) -> BorrowedFd<'_> {
         self.namespace.as_fd()

@@ -94,7 +94,7 @@ async fn build(
     let rootfs = acquire_rootfs(pod, request, holdings).await?;
     let mounts = acquire_mounts(pod, request, &plan, holdings).await?;
     let devices = devices(pod, request, &plan).await?;
-    crate::sandbox::sysctl::apply(&pod.settings.proc, &request.sysctls)?;
+    pod.set_sysctls(&request.sysctls)?;
     let cgroup = pod.cgroup.container(&request.container_id)?;
     holdings.cgroup = Some(cgroup.path().to_owned());
     cgroup.limit(&request.resources.clone().unwrap_or_default())?;
@@ -145,7 +145,8 @@ async fn acquire_mounts(
             .source(&pod.disks, &user, mount, &mut holdings.volumes)
             .await?;
         // What is mounted anew is made for the namespace's root, and an image's overlay has been made of mapped layers.
-        let as_it_is = matches!(source, order::Source::New { .. }) || matches!(mount.source, Some(Source::Image(_)));
+        let as_it_is =
+            matches!(source, order::Source::New { .. }) || matches!(mount.source, Some(Source::Image(_)));
         mounts.push(Mount {
             id_mapped: id_mapped && !as_it_is,
             ..mount_plan::mount(&field, mount, source)?

@@ -81,7 +81,9 @@ fn become_container(
     mut descriptors: Vec<OwnedFd>,
 ) -> Result<(), Failure> {
     let id_map = order.process.id_map;
-    let descriptor = id_map.map(|_| take_first(&mut descriptors, "a user namespace")).transpose()?;
+    let descriptor = id_map
+        .map(|_| take_first(&mut descriptors, "a user namespace"))
+        .transpose()?;
     let namespace = namespace(id_map, descriptor.as_ref());
     rootfs::leave_agent()?;
     prepare_process(&order.process)?;

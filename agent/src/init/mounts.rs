@@ -80,7 +80,9 @@ fn outside(
         };
         let id = value.as_deref().and_then(|id| range.outside(id.parse().ok()?));
         let id = id.ok_or_else(|| {
-            Failure::invalid(format!("{key}={value:?} is not mapped in the pod's user namespace"))
+            Failure::invalid(format!(
+                "{key}={value:?} is not mapped in the pod's user namespace"
+            ))
         })?;
         Ok((key.clone(), Some(id.to_string())))
     });

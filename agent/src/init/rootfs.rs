@@ -107,7 +107,9 @@ fn mapped_layers(rootfs: &Rootfs, namespace: &Namespace<'_>) -> Result<Vec<PathB
     let mut mapped = Vec::with_capacity(rootfs.layers.len());
     for (index, layer) in rootfs.layers.iter().enumerate() {
         let at = rootfs.target.join(index.to_string());
-        map(&at, layer).context(ErrorCode::Mount, || format!("map the ids of layer {}", layer.display()))?;
+        map(&at, layer).context(ErrorCode::Mount, || {
+            format!("map the ids of layer {}", layer.display())
+        })?;
         mapped.push(at);
     }
     Ok(mapped)

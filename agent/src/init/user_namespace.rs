@@ -56,13 +56,18 @@ impl Namespace<'_> {
 /// `InvalidArgument` when the namespace has no such user, or not all of its groups.
 pub(crate) fn owner(user: &Credentials, map: Option<IdMap>) -> Result<u32, Failure> {
     let Some(map) = map else { return Ok(user.uid) };
-    let mut gids = [user.gid].into_iter().chain(user.supplemental_gids.iter().copied());
+    let mut gids = [user.gid]
+        .into_iter()
+        .chain(user.supplemental_gids.iter().copied());
     if let Some(gid) = gids.find(|gid| map.gids.outside(*gid).is_none()) {
         let text = format!("process.user: group {gid} is not mapped in the pod's user namespace");
         return Err(Failure::invalid(text));
     }
     map.uids.outside(user.uid).ok_or_else(|| {
-        let text = format!("process.user: user {} is not mapped in the pod's user namespace", user.uid);
+        let text = format!(
+            "process.user: user {} is not mapped in the pod's user namespace",
+            user.uid
+        );
         Failure::invalid(text)
     })
 }

@@ -52,8 +52,15 @@ pub(crate) async fn move_interfaces(
     }
     let mut netlink = open()?;
     for (address, index) in &found {
-        let moved = || format!("move the interface at {} to the pod's namespace", address.as_str());
-        netlink.move_link(*index, &to).context(ErrorCode::Network, moved)?;
+        let moved = || {
+            format!(
+                "move the interface at {} to the pod's namespace",
+                address.as_str()
+            )
+        };
+        netlink
+            .move_link(*index, &to)
+            .context(ErrorCode::Network, moved)?;
     }
     Ok(found)
 }
@@ -114,12 +121,7 @@ fn open() -> Result<Netlink, Failure> {
 
 /// By a socket and not by sysfs, which shows the namespace that it was mounted in.
 fn interface_index(name: &str) -> Result<u32, Failure> {
-    rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .and_then(|socket| rustix::net::netdevice::name_to_index(socket, name))
-    .context(ErrorCode::Network, || format!("find interface {name}"))
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .and_then(|socket| rustix::net::netdevice::name_to_index(socket, name))
+        .context(ErrorCode::Network, || format!("find interface {name}"))
 }

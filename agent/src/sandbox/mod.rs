@@ -79,7 +79,7 @@ pub(crate) async fn configure(pod: &Pod, mut request: ConfigureSandboxRequest) -
     enter_user_namespace(pod, &request).await?;
     set_names(&request)?;
     network::configure(pod.disks.bus(), &request, pod.user_namespace()).await?;
-    sysctl::apply(&pod.settings.proc, &request.sysctls)?;
+    pod.set_sysctls(&request.sysctls)?;
     let run = &pod.settings.run;
     files::write(&run.join("sandbox"), &request)
         .context(ErrorCode::System, || "write DNS files".to_owned())?;

@@ -202,12 +202,7 @@ struct Kind {
     user_namespace: bool,
 }
 
-fn run(
-    filter: &str,
-    layer: &str,
-    kind: Kind,
-    start: impl FnOnce() -> (AgentHandle, Settings),
-) -> ExitCode {
+fn run(filter: &str, layer: &str, kind: Kind, start: impl FnOnce() -> (AgentHandle, Settings)) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -233,7 +228,11 @@ fn run(
         };
         fixture.configure().await;
         let (mut passed, mut failed) = (0, 0);
-        let cases = if kind.user_namespace { IN_USER_NAMESPACE } else { CASES };
+        let cases = if kind.user_namespace {
+            IN_USER_NAMESPACE
+        } else {
+            CASES
+        };
         for (name, case) in cases.iter().filter(|(name, _)| name.contains(filter)) {
             let began = Instant::now();
             let fixture = fixture.clone_for_case();
@@ -290,7 +289,12 @@ impl Fixture {
                 addresses: vec!["10.88.0.5/16".to_owned(), "fd00::5/64".to_owned()],
                 ..Interface::default()
             }],
-            sysctls: [("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned())].into(),
+            // One of the network namespace, one of the IPC namespace.
+            sysctls: [
+                ("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned()),
+                ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
+            ]
+            .into(),
             shm_size_bytes: 1 << 20,
             machine_id: "0123456789abcdef".repeat(2),
             entropy: if self.in_guest { vec![7; 64] } else { Vec::new() },
