@@ -12,6 +12,7 @@ pub mod config;
 pub mod failpoint;
 pub mod guest;
 pub mod host;
+pub mod id_map;
 pub mod image;
 pub mod machine;
 pub mod network;

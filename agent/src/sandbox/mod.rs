@@ -21,6 +21,7 @@ use crate::error::{Context as _, Failure};
 use crate::network;
 use crate::pod::Pod;
 use crate::sys;
+use crate::user_namespace;
 
 /// linux/utsname.h: __NEW_UTS_LEN.
 const MAX_HOSTNAME: usize = 64;
@@ -77,9 +78,10 @@ pub(crate) async fn configure(pod: &Pod, mut request: ConfigureSandboxRequest) -
             "the sandbox was configured with other content",
         ));
     }
+    enter_user_namespace(pod, &request).await?;
     set_names(&request)?;
-    network::configure(&pod.settings.sysfs, pod.disks.bus(), &request).await?;
-    sysctl::apply(&pod.settings.proc, &request.sysctls)?;
+    network::configure(pod.disks.bus(), &request, pod.user_namespace()).await?;
+    pod.set_sysctls(&request.sysctls)?;
     let run = &pod.settings.run;
     files::write(&run.join("sandbox"), &request)
         .context(ErrorCode::System, || "write DNS files".to_owned())?;
@@ -105,6 +107,26 @@ pub(crate) async fn configure(pod: &Pod, mut request: ConfigureSandboxRequest) -
         _disk: disk,
     };
     Ok(())
+}
+
+/// A configuration that failed later finds the agent in the namespaces that the first try made.
+async fn enter_user_namespace(pod: &Pod, request: &ConfigureSandboxRequest) -> Result<(), Failure> {
+    let Some(wanted) = &request.user_namespace else {
+        return Ok(());
+    };
+    let map = user_namespace::id_map(wanted)?;
+    if let Some(namespace) = pod.user_namespace() {
+        return if namespace.map == map {
+            Ok(())
+        } else {
+            let text = "user_namespace: the pod has one with other ids";
+            Err(Failure::new(ErrorCode::AlreadyExists, text))
+        };
+    }
+    let fresh = user_namespace::make(map)?;
+    let interfaces = network::move_interfaces(pod.disks.bus(), request, &fresh.network).await?;
+    pod.set_user_namespace(fresh.enter(interfaces)?);
+    network::loopback_up()
 }
 
 pub(crate) fn check(request: &ConfigureSandboxRequest) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 //! A container lives in its sandbox's owner task (`sandbox::driver`), which carries its requests out in
 //! `sandbox::containers`. `exec` runs beside it: an exec changes no state that anyone keeps.
 
+mod apparmor;
 mod capabilities;
 pub(crate) mod devices;
 pub(crate) mod exec;

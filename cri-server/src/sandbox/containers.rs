@@ -211,6 +211,7 @@ impl Driver {
                 let around = Surroundings {
                     sandbox: pod,
                     vcpus: self.live()?.size.vcpus,
+                    id_map: self.plan.id_map,
                     image,
                     defaults,
                     memory_homes: &self.live()?.shared.memory_homes,

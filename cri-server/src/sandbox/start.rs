@@ -31,6 +31,7 @@ use crate::{
     failpoint,
     guest::ReadyListener,
     host::Kind,
+    id_map::IdMap,
     machine::{ControlClient, LaunchSpec, Layout, Process},
     network::{Attachment, Dns, INTERFACE, NetworkStatus, Prepared},
 };
@@ -390,6 +391,7 @@ fn configuration(
             })
             .collect(),
         sysctls: pod.linux.clone().unwrap_or_default().sysctls,
+        user_namespace: plan.id_map.map(IdMap::for_agent),
         shm_size_bytes: SHM_BYTES,
         realtime_ns: u64::try_from(now_ns()).unwrap_or_default(),
         entropy: random_bytes::<64>()?.to_vec(),

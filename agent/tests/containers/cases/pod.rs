@@ -51,7 +51,6 @@ fn sharing(f: &Fixture, id: &str, command: &str, pid: PidNamespace, target: &str
     request.namespaces = Some(Namespaces {
         pid: pid.into(),
         pid_target: target.to_owned(),
-        ..Namespaces::default()
     });
     request
 }
