@@ -43,6 +43,14 @@ manifest() {
   printf '%s\n' "$spec"
 }
 
+# fresh KIND NAME ARGUMENT...: kubectl create, for what an earlier try may have left.
+fresh() {
+  local name=${*:2}
+  name=${name#generic }
+  kubectl delete "$1" "${name%% *}" --ignore-not-found >/dev/null
+  kubectl create "$@" >/dev/null
+}
+
 # shell_pod NAME: one that waits to be told; further lines of its container come on standard input.
 shell_pod() {
   {

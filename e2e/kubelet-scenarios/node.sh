@@ -154,6 +154,14 @@ alone_exec_round_trip() {
     "$(IFS=,; echo "${times[*]}")" "$backend" >"$results/exec-round-trip.json"
 }
 
+alone_zy_no_server_panicked() {
+  local server
+  for server in kubelet apiserver clearpod; do
+    grep -qE "^panic:|panicked at" "$results/$server.log" && fail "$server: $(grep -m 1 -E "^panic:|panicked at" "$results/$server.log")"
+  done
+  return 0
+}
+
 # The last one: all pods go, and with them all that they had.
 alone_zz_nothing_is_left() {
   kubectl delete pod --all --timeout=300s >/dev/null

@@ -57,7 +57,7 @@ SPEC
 together_sub_path() {
   mkdir -p "$scratch/a/b"
   echo deep >"$scratch/a/b/file"
-  kubectl create configmap parts --from-literal=one=first --from-literal=two=second
+  fresh configmap parts --from-literal=one=first --from-literal=two=second
   pod sub-path <<'SPEC'
 restartPolicy: Never
 containers:
@@ -93,36 +93,36 @@ SPEC
 
 # A volume whose contents are those of a device; nobody binds claims here, so that is done by hand.
 together_raw_block() {
-  local device
+  local device raw=raw-$SRANDOM
   truncate -s 16M "$scratch/disk"
   device=$(losetup --find --show "$scratch/disk") || skip "no loop device can be had"
   echo "$device" >"$scratch/device"
   kubectl create -f - <<YAML
 apiVersion: v1
 kind: PersistentVolume
-metadata: {name: raw}
+metadata: {name: $raw}
 spec:
   capacity: {storage: 16Mi}
   accessModes: [ReadWriteOnce]
   volumeMode: Block
   storageClassName: by-hand
-  claimRef: {namespace: default, name: raw}
+  claimRef: {namespace: default, name: $raw}
   local: {path: $device}
   nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [$node]}]}]}}
 ---
 apiVersion: v1
 kind: PersistentVolumeClaim
-metadata: {name: raw, annotations: {pv.kubernetes.io/bind-completed: "yes"}}
-spec: {accessModes: [ReadWriteOnce], volumeMode: Block, storageClassName: by-hand, volumeName: raw, resources: {requests: {storage: 16Mi}}}
+metadata: {name: $raw, annotations: {pv.kubernetes.io/bind-completed: "yes"}}
+spec: {accessModes: [ReadWriteOnce], volumeMode: Block, storageClassName: by-hand, volumeName: $raw, resources: {requests: {storage: 16Mi}}}
 YAML
-  kubectl patch pv raw --patch "{\"spec\": {\"claimRef\": {\"uid\": \"$(kubectl get pvc raw -o jsonpath='{.metadata.uid}')\"}}}"
-  kubectl patch pv raw --subresource=status --patch '{"status": {"phase": "Bound"}}'
-  kubectl patch pvc raw --subresource=status --patch '{"status": {"phase": "Bound", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "16Mi"}}}'
-  pod raw-block <<'SPEC'
+  kubectl patch pv "$raw" --patch "{\"spec\": {\"claimRef\": {\"uid\": \"$(kubectl get pvc $raw -o jsonpath='{.metadata.uid}')\"}}}"
+  kubectl patch pv "$raw" --subresource=status --patch '{"status": {"phase": "Bound"}}'
+  kubectl patch pvc "$raw" --subresource=status --patch '{"status": {"phase": "Bound", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "16Mi"}}}'
+  pod raw-block <<SPEC
 restartPolicy: Never
 containers:
 - {name: main, image: BUSYBOX, command: [sh, -c, 'test -b /dev/raw && echo to the device | dd of=/dev/raw conv=fsync && blockdev --getsize64 /dev/raw'], volumeDevices: [{name: raw, devicePath: /dev/raw}]}
-volumes: [{name: raw, persistentVolumeClaim: {claimName: raw}}]
+volumes: [{name: raw, persistentVolumeClaim: {claimName: $raw}}]
 SPEC
   finished raw-block Succeeded
   has "its size" "$(kubectl logs raw-block)" 16777216

@@ -36,10 +36,10 @@ together_exec_over_spdy() {
 together_exec_terminal_resize() {
   cat >"$scratch/typed" <<'SH'
 stty rows 33 cols 77
-(sleep 6; stty rows 40 cols 100 </dev/tty) &
-kubectl exec -it tools -- sh -c 'stty size; n=0; while [ "$(stty size)" != "40 100" ]; do n=$((n + 1)); [ $n -lt 60 ] || exit 1; sleep 1; done; echo grown'
+(until kubectl exec tools -- test -e /tmp/sized; do sleep 1; done; stty rows 40 cols 100 </dev/tty) &
+kubectl exec -it tools -- sh -c 'stty size; touch /tmp/sized; until [ "$(stty size)" = "40 100" ]; do sleep 1; done; echo grown'
 SH
-  script -qec "sh $scratch/typed" /dev/null </dev/null >"$scratch/seen"
+  timeout "$patience" script -qec "sh $scratch/typed" /dev/null </dev/null >"$scratch/seen"
   has "what the terminal showed" "$(<"$scratch/seen")" "33 77"
   has "what the terminal showed" "$(<"$scratch/seen")" grown
 }

@@ -3,7 +3,7 @@
 
 # The program in the pod is told by inotify, as programs that reload their configuration are.
 together_config_map_update_seen_by_inotify() {
-  kubectl create configmap live --from-literal=key=old
+  fresh configmap live --from-literal=key=old
   pod config-map <<'SPEC'
 containers:
 - {name: main, image: BUSYBOX, command: [sh, -c, 'echo watching; exec inotifyd - /etc/live:ynd'], volumeMounts: [{name: live, mountPath: /etc/live}]}
@@ -23,7 +23,7 @@ SPEC
 reads() { [[ $(inside "$1" cat "$2") == "$3" ]]; }
 
 together_secret() {
-  kubectl create secret generic hidden --from-literal=user=me --from-literal=password='s3cr3t$'
+  fresh secret generic hidden --from-literal=user=me --from-literal=password='s3cr3t$'
   pod secret <<'SPEC'
 restartPolicy: Never
 containers:
@@ -117,7 +117,7 @@ volumes: [{name: data, emptyDir: {sizeLimit: 5Mi}}]
 SPEC
   finished evicted Failed
   same reason "$(field evicted .status.reason)" Evicted
-  has message "$(field evicted .status.message)" 'emptyDir volume "data" exceeds'
+  has message "$(field evicted .status.message)" 'EmptyDir volume "data" exceeds the limit'
 }
 
 together_hosts_and_resolver() {
