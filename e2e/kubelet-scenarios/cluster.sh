@@ -37,6 +37,10 @@ endpoints_only = true
 [host_pods]
 enabled = true
 privileged = false
+# As patient as the scenarios are.
+[deadlines]
+boot_s = 180
+stats_s = 10
 TOML
   printf '%s-endpoint: unix://%s\n' runtime "$socket" image "$socket" >"$CRI_CONFIG_FILE"
   echo 'timeout: 120' >>"$CRI_CONFIG_FILE"

@@ -168,7 +168,7 @@ alone_zz_nothing_is_left() {
   soon "no sandbox" no_sandbox
   same "processes of Machines" "$(pgrep -f "^$bundle/bin/(clearpod-vmm|virtiofsd|clearpod-shim)" | wc -l)" 0
   same "namespaces" "$(find /run/netns /var/run/netns "$run/netns" -name '*clearpod*' 2>/dev/null | head -n 1)" ""
-  same "taps and interfaces" "$(ip -o link | grep -cE ' (tap|veth)' || true)" 0
+  same "interfaces at the bridge" "$(ip -o link show master "$bridge")" ""
   same "directories of Machines" "$(find "$run/machines" -mindepth 1 -maxdepth 1 | wc -l)" 0
   same "addresses" "$(find "$run/ipam" -type f -name '*.*.*.*' | wc -l)" 0
   soon "no pod's cgroup" no_pod_cgroup

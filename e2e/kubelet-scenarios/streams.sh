@@ -84,7 +84,7 @@ forwards() {
 together_port_forward() {
   pod forward <<'SPEC'
 containers:
-- {name: main, image: BUSYBOX, command: [sh, -c, 'head -c 1000000 /dev/urandom >/www/large; exec httpd -f -p 127.0.0.1:8080 -h /www']}
+- {name: main, image: BUSYBOX, command: [sh, -c, 'head -c 1000000 /dev/urandom >/www/large; exec httpd -f -p 127.0.0.1:8080 -h /www'], readinessProbe: {exec: {command: [wget, -q, -O, /dev/null, 'http://127.0.0.1:8080/']}, periodSeconds: 2}}
 SPEC
   ready forward
   local websockets sum
