@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use proto::machine::{
-    CONFIG_VERSION, Console, ExitReason, FileSource, MachineConfig, Request, Response, Vcpus,
+    CONFIG_VERSION, Console, ExitReason, FileSource, MachineConfig, Request, Response, Snapshot, Vcpus,
 };
 use tempfile::TempDir;
 
@@ -56,6 +56,29 @@ impl Artifacts {
     }
 }
 
+/// Of the smallest Machine; what it begins with is missing.
+fn configuration() -> MachineConfig {
+    MachineConfig {
+        version: CONFIG_VERSION,
+        id: "boot-test".to_owned(),
+        kernel: None,
+        initramfs: None,
+        command_line: String::new(),
+        snapshot: None,
+        vcpus: Vcpus { boot: 1, max: 1 },
+        memory_mib: 128,
+        memory_hotplug_mib: 0,
+        memory_shared: false,
+        control: "control".into(),
+        console: Console {
+            ring_bytes: 1 << 16,
+            dump: Some("console".into()),
+        },
+        vsock: None,
+        devices: Vec::new(),
+    }
+}
+
 /// A running Machine. Killed when dropped.
 pub(crate) struct Guest {
     directory: TempDir,
@@ -82,28 +105,26 @@ impl Guest {
             cpio::with_init(&busybox, script),
         )
         .unwrap();
-        let mut config = MachineConfig {
-            version: CONFIG_VERSION,
-            id: "boot-test".to_owned(),
-            kernel: FileSource::Path(artifacts.vmlinux.clone()),
-            initramfs: FileSource::Path("initramfs".into()),
-            command_line: "quiet".to_owned(),
-            vcpus: Vcpus { boot: 1, max: 1 },
-            memory_mib: 128,
-            memory_hotplug_mib: 0,
-            memory_shared: false,
-            control: "control".into(),
-            console: Console {
-                ring_bytes: 1 << 16,
-                dump: Some("console".into()),
-            },
-            vsock: None,
-            devices: Vec::new(),
-        };
+        let mut config = configuration();
+        config.kernel = Some(FileSource::Path(artifacts.vmlinux.clone()));
+        config.initramfs = Some(FileSource::Path("initramfs".into()));
+        config.command_line = "quiet".to_owned();
         change(&mut config);
+        Self::start(directory, &config)
+    }
+
+    /// Goes on from a snapshot, after a change of the configuration.
+    pub(crate) fn restore(snapshot: Snapshot, change: impl FnOnce(&mut MachineConfig)) -> Self {
+        let mut config = configuration();
+        config.snapshot = Some(snapshot);
+        change(&mut config);
+        Self::start(tempfile::tempdir().unwrap(), &config)
+    }
+
+    fn start(directory: TempDir, config: &MachineConfig) -> Self {
         fs::write(
             directory.path().join("config"),
-            serde_json::to_vec(&config).unwrap(),
+            serde_json::to_vec(config).unwrap(),
         )
         .unwrap();
         let program =
