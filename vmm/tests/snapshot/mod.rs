@@ -118,9 +118,9 @@ fn a_guest_goes_on_twice_side_by_side_and_neither_sees_the_other() {
     let mut template = Guest::boot_with(&artifacts, &script, |config| full(config, &directory));
     template.wait_for("READY");
     println!("booted after {:?}", start.elapsed());
-    template.wait_for("AT 10\n");
+    template.wait_for("AT 10\r");
     let snapshot = take(&mut template, &directory);
-    let last = *counted(&template.wait_for("AT 10\n")).last().unwrap();
+    let last = *counted(&template.wait_for("AT 10\r")).last().unwrap();
     stop(template);
 
     let mut forks = Vec::new();
@@ -128,7 +128,7 @@ fn a_guest_goes_on_twice_side_by_side_and_neither_sees_the_other() {
         let start = Instant::now();
         let place = tempfile::tempdir().unwrap();
         let mut guest = Guest::restore(snapshot.clone(), |config| full(config, &place));
-        guest.wait_for(&format!("AT {}\n", last + 1));
+        guest.wait_for(&format!("AT {}\r", last + 1));
         println!("{word} goes on after {:?}", start.elapsed());
         forks.push((guest, word, network, place));
     }
@@ -173,7 +173,7 @@ fn a_guest_that_is_paused_does_nothing_until_it_goes_on() {
         config.vcpus = Vcpus { boot: 2, max: 2 };
     });
     for number in [5, 10, 15] {
-        guest.wait_for(&format!("AT {number}\n"));
+        guest.wait_for(&format!("AT {number}\r"));
         for _ in 0..2 {
             assert_eq!(guest.ask(&Request::Pause {}), Response::Done {});
         }
@@ -184,7 +184,7 @@ fn a_guest_that_is_paused_does_nothing_until_it_goes_on() {
             assert_eq!(guest.ask(&Request::Resume {}), Response::Done {});
         }
     }
-    guest.wait_for("AT 20\n");
+    guest.wait_for("AT 20\r");
     assert_eq!(guest.ask(&Request::Pause {}), Response::Done {});
     stop(guest);
 }
@@ -197,18 +197,18 @@ fn a_guest_goes_on_after_it_was_written_and_what_goes_on_can_be_written_again() 
     let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let script = format!("{COUNT} count");
     let mut guest = Guest::boot(&artifacts, &script);
-    guest.wait_for("AT 5\n");
+    guest.wait_for("AT 5\r");
     let snapshot = take(&mut guest, &directories[0]);
     assert_eq!(guest.ask(&Request::Resume {}), Response::Done {});
-    guest.wait_for("AT 15\n");
+    guest.wait_for("AT 15\r");
     stop(guest);
 
     let mut second = Guest::restore(snapshot, |_| {});
-    second.wait_for("AT 10\n");
+    second.wait_for("AT 10\r");
     let snapshot = take(&mut second, &directories[1]);
     stop(second);
     let mut third = Guest::restore(snapshot, |config| config.console.ring_bytes = 4096);
-    third.wait_for("AT 20\n");
+    third.wait_for("AT 20\r");
     let console = stop(third);
     let numbers = counted(&console);
     assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{console}");

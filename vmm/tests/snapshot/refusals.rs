@@ -98,7 +98,7 @@ fn a_snapshot_of_something_else_is_refused_with_the_reason() {
     };
     let directory = tempfile::tempdir().unwrap();
     let mut guest = Guest::boot(&artifacts, &format!("{COUNT} count"));
-    guest.wait_for("AT 3\n");
+    guest.wait_for("AT 3\r");
     let snapshot = take(&mut guest, &directory);
     stop(guest);
     let state = fs::read(directory.path().join("state")).unwrap();
@@ -169,6 +169,6 @@ fn a_snapshot_of_something_else_is_refused_with_the_reason() {
         assert!(log.contains(reason), "{reason:?}: {log}");
     }
     let mut last = Guest::restore(snapshot, |_| {});
-    last.wait_for("AT 6\n");
+    last.wait_for("AT 6\r");
     stop(last);
 }
