@@ -97,10 +97,10 @@ fn rebuild(chassis: &Chassis, plan: &Plan, placed: &PlacedDevice) -> Result<Atta
     let own: SharedDevice = match (&placed.device.own, &plan.vsock) {
         (SavedState::Console, _) => Arc::new(Mutex::new(Console::new(Arc::clone(&chassis.ring)))),
         (SavedState::Rng, _) => Arc::new(Mutex::new(Rng::default())),
-        (SavedState::Vsock, Some(vsock)) => {
+        (SavedState::Vsock(saved), Some(vsock)) => {
             let first = Arc::clone(&chassis.milestones.first_vsock);
             let device = Vsock::new(vsock.guest_cid, &vsock.socket, first)?;
-            Arc::new(Mutex::new(device.restored()))
+            Arc::new(Mutex::new(device.restored(*saved)))
         }
         (own, _) => {
             let id = placed.id.clone().unwrap_or_default();

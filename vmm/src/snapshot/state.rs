@@ -94,7 +94,7 @@ impl MachineState {
         let has_vsock = self
             .devices
             .iter()
-            .any(|placed| placed.device.own == SavedState::Vsock);
+            .any(|placed| matches!(placed.device.own, SavedState::Vsock(_)));
         let presence = |is_there| if is_there { "there" } else { "absent" };
         same("vsock", presence(has_vsock), presence(plan.vsock.is_some()))?;
         same(
@@ -146,7 +146,7 @@ fn saved_kind(own: &SavedState) -> &'static str {
     match own {
         SavedState::Console => "console",
         SavedState::Rng => "rng",
-        SavedState::Vsock => "vsock",
+        SavedState::Vsock(_) => "vsock",
         SavedState::Balloon(_) => "balloon",
         SavedState::Memory(_) => "memory",
     }

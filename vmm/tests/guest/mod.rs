@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::unistd::Pid;
 use proto::machine::{
     CONFIG_VERSION, Console, ExitReason, FileSource, MachineConfig, Request, Response, Snapshot, Vcpus,
 };
@@ -219,6 +221,20 @@ impl Guest {
         (reason, String::from_utf8_lossy(&console).into_owned(), log)
     }
 
+    /// A test fails: what its guest and its VMM had to say.
+    fn tell_last_words(&mut self) {
+        // A Machine that is told to end leaves its console; one that has ended cannot be told.
+        kill(Pid::from_raw(self.vmm.id() as i32), Signal::SIGTERM).ok();
+        std::thread::sleep(Duration::from_secs(1));
+        drop(self.vmm.kill());
+        let mut log = String::new();
+        if let Some(mut stderr) = self.vmm.stderr.take() {
+            drop(stderr.read_to_string(&mut log));
+        }
+        let console = fs::read(self.directory.path().join("console")).unwrap_or_default();
+        eprintln!("console:\n{}\nlog:\n{log}", String::from_utf8_lossy(&console));
+    }
+
     fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
@@ -233,6 +249,9 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell_last_words();
+        }
         // Both fail only when it has ended.
         drop(self.vmm.kill());
         drop(self.vmm.wait());

@@ -31,13 +31,16 @@ fn a_machine_that_runs_or_holds_the_hosts_things_is_not_written_down() {
         return;
     };
     let directory = tempfile::tempdir().unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let disk = place.path().join("disk");
+    fs::write(&disk, [0; 4096]).unwrap();
     let mut guest = Guest::boot_with(
         &artifacts,
         "echo READY; while true; do sleep 1000; done",
         |config| {
             config.devices.push(Device::Block {
                 id: "scratch".to_owned(),
-                file: FileSource::Path("initramfs".into()),
+                file: FileSource::Path(disk),
                 read_only: true,
             });
         },

@@ -83,7 +83,7 @@ pub(crate) enum SavedState {
     Console,
     Rng,
     /// Without connections.
-    Vsock,
+    Vsock(vsock::SavedVsock),
     Balloon(balloon::SavedBalloon),
     Memory(mem::SavedMem),
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
 use tracing::{debug, error};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
@@ -62,6 +63,12 @@ pub(crate) struct Vsock {
     first_connection: Arc<OnceLock<u64>>,
     /// The driver has still to learn that its connections are lost: it comes from a snapshot, which has none.
     reset_owed: bool,
+}
+
+/// What a snapshot keeps beyond the queues: no connection, and so no name of one may be used again at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedVsock {
+    next_port: u32,
 }
 
 #[derive(Debug)]
@@ -119,12 +126,11 @@ impl Vsock {
         })
     }
 
-    /// Its driver comes from a snapshot.
-    pub(crate) fn restored(self) -> Self {
-        Self {
-            reset_owed: true,
-            ..self
-        }
+    /// Its driver comes from a snapshot, with which this was saved.
+    pub(crate) fn restored(mut self, saved: SavedVsock) -> Self {
+        self.muxer.continue_ports(saved.next_port);
+        self.reset_owed = true;
+        self
     }
 
     /// Moves packets until both sides have nothing more or the budget is spent.
@@ -385,7 +391,9 @@ impl VirtioDevice for Vsock {
         };
         Some(SavedDevice {
             progress,
-            own: SavedState::Vsock,
+            own: SavedState::Vsock(SavedVsock {
+                next_port: self.muxer.next_port(),
+            }),
         })
     }
 

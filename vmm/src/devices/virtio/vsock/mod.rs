@@ -38,7 +38,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use device::{Vsock, VsockError};
+pub(crate) use device::{SavedVsock, Vsock, VsockError};
 
 /// The host's well-known CID (5.10.4).
 const HOST_CID: u64 = 2;
