@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! config ── Plan ──▶ boot ── Machine ──▶ machine (event loop) ── Ending ──▶ exit code
+//!              └───▶ boot::restore ──┘      └── snapshot ──▶ memory and state files
 //! ```
 //!
 //! | thread       | does                                                                            |
 //! |--------------|---------------------------------------------------------------------------------|
 //! | main         | the event loop: devices, control socket, signals; owns the Machine              |
-//! | vcpu0, ...   | run the guest; answer its port and memory accesses (`bus`)                      |
+//! | vcpu0, ...   | run the guest; answer its port and memory accesses (`bus`); none while paused   |
 //! | blk-ID       | one per active disk: its requests                                               |
 //! | vhost-user   | one exchange with a file system's backend; the event loop waits, 5 s at most    |
 //!

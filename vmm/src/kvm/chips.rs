@@ -44,6 +44,20 @@ impl ChipState {
         })
     }
 
+    /// Of chips that were never used.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn sample() -> Self {
+        let controllers = CONTROLLERS.map(|chip_id| kvm_irqchip {
+            chip_id,
+            ..Default::default()
+        });
+        Self {
+            controllers,
+            timer: kvm_pit_state2::default(),
+            clock: 1,
+        }
+    }
+
     /// The processors are loaded already: their registers say where in guest memory the clock is.
     ///
     /// The clock goes on where it stood, and the time stamp counters do as well. KVM would add the time that has passed

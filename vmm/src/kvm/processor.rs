@@ -99,6 +99,28 @@ impl ProcessorState {
             .map_err(refused("load the pending events"))
     }
 
+    /// Of no processor in particular.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn sample() -> Self {
+        let entry = |index| kvm_msr_entry {
+            index,
+            ..Default::default()
+        };
+        Self {
+            cpuid: vec![kvm_cpuid_entry2::default(); 3],
+            tsc_khz: 2_000_000,
+            activity: kvm_mp_state::default(),
+            general: kvm_regs::default(),
+            system: kvm_sregs::default(),
+            extended: kvm_xsave::default(),
+            extended_control: kvm_xcrs::default(),
+            debug: kvm_debugregs::default(),
+            local_apic: kvm_lapic_state::default(),
+            model_specific: vec![entry(0x10), entry(0x277)],
+            events: kvm_vcpu_events::default(),
+        }
+    }
+
     /// A guest has measured its time stamp counter once and for all.
     fn load_tsc_frequency(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
         let (saved, here) = (self.tsc_khz, vcpu.get_tsc_khz().unwrap_or(0));

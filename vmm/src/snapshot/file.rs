@@ -26,11 +26,15 @@ const LIMIT: usize = 64 << 20;
 /// The bytes of a file.
 pub(crate) fn encode(state: &MachineState) -> Result<Vec<u8>, postcard::Error> {
     let body = postcard::to_stdvec(state)?;
-    let length = u32::try_from(body.len()).map_err(|_| postcard::Error::SerializeBufferFull)?;
-    let mut bytes = head(FORMAT, length);
-    bytes.extend(crc32c(&[&bytes, &body]).to_le_bytes());
+    frame(FORMAT, &body).ok_or(postcard::Error::SerializeBufferFull)
+}
+
+/// A body with what comes before it; `None`: it is longer than can be said.
+pub(crate) fn frame(format: u32, body: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = head(format, u32::try_from(body.len()).ok()?);
+    bytes.extend(crc32c(&[&bytes, body]).to_le_bytes());
     bytes.extend(body);
-    Ok(bytes)
+    Some(bytes)
 }
 
 /// Reads the state in `file`, whose position may be another process's as well.

@@ -10,7 +10,6 @@
 pub(crate) mod checksum;
 pub(crate) mod file;
 pub(crate) mod state;
-
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
 

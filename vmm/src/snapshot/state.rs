@@ -162,3 +162,84 @@ fn configured_kind(kind: &DeviceKind) -> &'static str {
         DeviceKind::Balloon => "balloon",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::machine::Vsock;
+
+    use super::super::testing;
+    use super::*;
+    use crate::config::PreparedDevice;
+
+    const MIB: u64 = 1 << 20;
+
+    fn plan() -> Plan {
+        let device = |id: &str, kind| PreparedDevice {
+            id: id.to_owned(),
+            kind,
+        };
+        Plan {
+            id: "a".to_owned(),
+            vcpus: Vcpus { boot: 1, max: 2 },
+            memory_bytes: 128 * MIB,
+            hotplug_bytes: 128 * MIB,
+            memory_shared: false,
+            control: "control".into(),
+            console_bytes: 4096,
+            console_dump: None,
+            vsock: None,
+            devices: vec![
+                device("memory", DeviceKind::Memory),
+                device("balloon", DeviceKind::Balloon),
+                device("later", DeviceKind::Balloon),
+            ],
+        }
+    }
+
+    fn refusal(change: impl FnOnce(&mut Plan)) -> String {
+        let mut plan = plan();
+        change(&mut plan);
+        let state = testing::state().unwrap();
+        state.fits(&plan, "kernel 1").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_same_machine_goes_on_with_what_is_added_to_it() {
+        let mut state = testing::state().unwrap();
+        state.fits(&plan(), "kernel 1").unwrap();
+        let other = state.fits(&plan(), "kernel 2").unwrap_err();
+        assert!(matches!(other, SnapshotError::Origin { .. }), "{other}");
+        drop(state.processors.pop());
+        let fewer = state.fits(&plan(), "kernel 1").unwrap_err().to_string();
+        assert!(fewer.contains("processors: 2 was 1"), "{fewer}");
+    }
+
+    #[test]
+    fn another_machine_is_refused_by_field() {
+        type Change = fn(&mut Plan);
+        let cases: [(&str, Change); 8] = [
+            ("vcpus.boot: 2 was 1", |plan| plan.vcpus.boot = 2),
+            ("vcpus.max: 3 was 2", |plan| plan.vcpus.max = 3),
+            ("memory_mib: 129 was 128", |plan| plan.memory_bytes += MIB),
+            ("memory_hotplug_mib: 0 was 128", |plan| plan.hotplug_bytes = 0),
+            ("vsock: there was absent", |plan| {
+                plan.vsock = Some(Vsock {
+                    guest_cid: 3,
+                    socket: "v".into(),
+                });
+            }),
+            ("devices: nothing was balloon balloon", |plan| {
+                plan.devices.truncate(1)
+            }),
+            ("devices: balloon balloon was memory memory", |plan| {
+                plan.devices.swap(0, 1)
+            }),
+            ("devices: memory ram was memory memory", |plan| {
+                plan.devices[0].id = "ram".to_owned();
+            }),
+        ];
+        for (reason, change) in cases {
+            assert!(refusal(change).starts_with(reason), "{}", refusal(change));
+        }
+    }
+}

@@ -56,6 +56,15 @@ impl Artifacts {
         eprintln!("SKIPPED, needs KVM that runs a stock kernel: {missing}");
         None
     }
+
+    /// The initramfs with the agent that is built with the kernel (`CLEARPOD_INITRAMFS`); `None`, said aloud, without one.
+    pub(crate) fn initramfs(&self) -> Option<PathBuf> {
+        let initramfs = env::var_os("CLEARPOD_INITRAMFS").map(PathBuf::from);
+        if initramfs.is_none() {
+            eprintln!("SKIPPED, needs the agent: CLEARPOD_INITRAMFS does not name an initramfs");
+        }
+        initramfs
+    }
 }
 
 /// Of the smallest Machine; what it begins with is missing.

@@ -1,7 +1,9 @@
 //! Guests that are written down and go on, once or several times. Needs what `boot.rs` needs, and root for a tap.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod agent;
 mod refusals;
+mod rpc;
 mod vsock;
 
 use std::fs;

@@ -17,7 +17,7 @@ fn echoed(client: &mut BufReader<UnixStream>, text: &str) {
     assert_eq!(back, text.as_bytes());
 }
 
-fn greeted(mut client: BufReader<UnixStream>) -> BufReader<UnixStream> {
+pub(super) fn greeted(mut client: BufReader<UnixStream>) -> BufReader<UnixStream> {
     let mut line = String::new();
     client.read_line(&mut line).unwrap();
     assert!(line.starts_with("OK "), "{line:?}");

@@ -66,7 +66,7 @@ pub(crate) struct Vsock {
 }
 
 /// What a snapshot keeps beyond the queues: no connection, and so no name of one may be used again at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SavedVsock {
     next_port: u32,
 }
