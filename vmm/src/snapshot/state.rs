@@ -83,24 +83,24 @@ impl MachineState {
             memory_bytes,
             hotplug_bytes,
         } = self.shape;
-        same("vcpus.boot", boot, plan.vcpus.boot)?;
-        same("vcpus.max", max, plan.vcpus.max)?;
-        same("memory_mib", memory_bytes >> 20, plan.memory_bytes >> 20)?;
+        same("vcpus.boot", &boot, &plan.vcpus.boot)?;
+        same("vcpus.max", &max, &plan.vcpus.max)?;
+        same("memory_mib", &(memory_bytes >> 20), &(plan.memory_bytes >> 20))?;
         same(
             "memory_hotplug_mib",
-            hotplug_bytes >> 20,
-            plan.hotplug_bytes >> 20,
+            &(hotplug_bytes >> 20),
+            &(plan.hotplug_bytes >> 20),
         )?;
         let has_vsock = self
             .devices
             .iter()
             .any(|placed| matches!(placed.device.own, SavedState::Vsock(_)));
         let presence = |is_there| if is_there { "there" } else { "absent" };
-        same("vsock", presence(has_vsock), presence(plan.vsock.is_some()))?;
+        same("vsock", &presence(has_vsock), &presence(plan.vsock.is_some()))?;
         same(
             "snapshot.state: processors",
-            self.processors.len(),
-            usize::from(max),
+            &self.processors.len(),
+            &usize::from(max),
         )?;
         self.devices_fit(plan)
     }
@@ -115,7 +115,7 @@ impl MachineState {
                 || "nothing".to_owned(),
                 |device| format!("{} {}", configured_kind(&device.kind), device.id),
             );
-            same("devices", saved, wanted)?;
+            same("devices", &saved, &wanted)?;
         }
         Ok(())
     }
@@ -129,8 +129,8 @@ impl MachineState {
 
 fn same<V: PartialEq + std::fmt::Display>(
     field: &'static str,
-    saved: V,
-    wanted: V,
+    saved: &V,
+    wanted: &V,
 ) -> Result<(), SnapshotError> {
     if saved == wanted {
         return Ok(());
