@@ -45,6 +45,10 @@ pub(crate) enum Sandbox {
 }
 
 impl Sandbox {
+    pub(crate) fn is_configured(&self) -> bool {
+        matches!(self, Self::Configured { .. })
+    }
+
     /// # Errors
     /// `WrongState` before ConfigureSandbox.
     pub(crate) fn scratch(&self) -> Result<PathBuf, Failure> {
@@ -64,7 +68,8 @@ impl Sandbox {
 /// `InvalidArgument` naming the field, `AlreadyExists` for other content, and what each part answers.
 pub(crate) async fn configure(pod: &Pod, mut request: ConfigureSandboxRequest) -> Result<(), Failure> {
     check(&request)?;
-    // Every call brings fresh ones, and a template's fork needs them even if nothing else is new.
+    // Every call brings fresh ones. A template's fork needs them before anything else happens to it: until then its random
+    // numbers are those of all other forks, and its time of day is when the template was made.
     let entropy = std::mem::take(&mut request.entropy);
     let realtime_ns = std::mem::take(&mut request.realtime_ns);
     set_clock_and_entropy(pod, realtime_ns, &entropy)?;

@@ -311,6 +311,8 @@ impl Fixture {
             }),
             ..ConfigureSandboxRequest::default()
         };
+        let info = self.client.clone().info(InfoRequest {}).await.expect("info");
+        assert_eq!(info.into_inner().boot_id, "", "nobody asks the kernel for it yet");
         self.client
             .clone()
             .configure_sandbox(request.clone())

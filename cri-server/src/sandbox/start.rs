@@ -275,9 +275,10 @@ fn launch_spec(node: &Node, plan: &SandboxPlan, prepared: Prepared) -> Result<La
         config: MachineConfig {
             version: CONFIG_VERSION,
             id: plan.id.clone(),
-            kernel: FileSource::Fd(2),
-            initramfs: FileSource::Fd(3),
+            kernel: Some(FileSource::Fd(2)),
+            initramfs: Some(FileSource::Fd(3)),
             command_line: defaults.command_line.clone(),
+            snapshot: None,
             vcpus: Vcpus {
                 boot: plan.vcpus,
                 max: plan.vcpus_possible,

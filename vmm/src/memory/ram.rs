@@ -3,7 +3,8 @@
 //! Private anonymous memory unless a process beside us is to map it: only private memory gets huge pages by the host's
 //! default, and a page of it is this process's alone. Shared memory is one sealed memfd for all ranges, so that a backend
 //! which was taken over cannot cut it off under us. Either way a page exists only from its first touch on, and not any more
-//! after [`discard`].
+//! after [`discard`]. Memory of a snapshot (`image`) is private, too; what it gave back is the snapshot's again when it is
+//! touched.
 
 use std::fs::File;
 use std::io;
@@ -16,13 +17,12 @@ use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::layout::RamLayout;
-use super::{HUGE_PAGE, MemoryError, align, reserve};
+use super::{HUGE_PAGE, MemoryError, PAGE, align, reserve};
 use crate::devices::virtio::GuestMemory;
 
 const PROT: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 const PRIVATE: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 const SHARED: libc::c_int = libc::MAP_SHARED | libc::MAP_NORESERVE;
-const PAGE: u64 = 4096;
 
 /// Maps every range of `layout` without swap reservation, so that only what the guest touches is allocated.
 ///
@@ -30,21 +30,47 @@ const PAGE: u64 = 4096;
 /// pages, and a boot takes twenty faults instead of seven thousand.
 pub(crate) fn map_ram(layout: RamLayout, shared: bool) -> Result<GuestMemory, MemoryError> {
     let ranges = layout.ranges();
-    let bytes = ranges.iter().map(|range| range.end - range.start).sum();
+    let bytes = length(&ranges);
     let failed = |source| MemoryError::Ram { bytes, source };
     let file = shared.then(|| sealed_file(bytes)).transpose().map_err(failed)?;
+    map_ranges(&ranges, |offset, _| match &file {
+        Some(file) => Ok(Backing::Shared(FileOffset::new(file.try_clone()?, offset))),
+        None => Ok(Backing::Anonymous),
+    })
+}
+
+/// What is behind a range of guest memory.
+pub(super) enum Backing<'f> {
+    Anonymous,
+    Shared(FileOffset),
+    /// Copied when it is written. What is not among `parts`, which are ranges of the file, is anonymous.
+    Private {
+        file: &'f File,
+        parts: Vec<Range<u64>>,
+    },
+}
+
+/// Maps `ranges`; `backing` is asked what is behind one by its offset among all of them and its length.
+pub(super) fn map_ranges<'f>(
+    ranges: &[Range<u64>],
+    backing: impl Fn(u64, u64) -> io::Result<Backing<'f>>,
+) -> Result<GuestMemory, MemoryError> {
+    let bytes = length(ranges);
+    let failed = |source| MemoryError::Ram { bytes, source };
     let mut regions = Vec::new();
     let mut offset = 0;
     for range in ranges {
-        let backing = match &file {
-            Some(file) => Some(FileOffset::new(file.try_clone().map_err(failed)?, offset)),
-            None => None,
-        };
-        offset += range.end - range.start;
-        let region = map_range(&range, backing).map_err(failed)?;
+        let size = range.end - range.start;
+        let backing = backing(offset, size).map_err(failed)?;
+        let region = map_range(range, offset, backing).map_err(failed)?;
         regions.push(region.ok_or(MemoryError::Regions { bytes })?);
+        offset += size;
     }
     GuestMemory::from_regions(regions).map_err(|_| MemoryError::Regions { bytes })
+}
+
+fn length(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
 }
 
 fn sealed_file(bytes: u64) -> io::Result<File> {
@@ -59,7 +85,7 @@ fn sealed_file(bytes: u64) -> io::Result<File> {
 }
 
 /// `None`: the range does not fit the process's addresses.
-fn map_range(range: &Range<u64>, backing: Option<FileOffset>) -> io::Result<Option<GuestRegionMmap>> {
+fn map_range(range: &Range<u64>, offset: u64, backing: Backing<'_>) -> io::Result<Option<GuestRegionMmap>> {
     let Ok(size) = usize::try_from(range.end - range.start) else {
         return Ok(None);
     };
@@ -67,28 +93,24 @@ fn map_range(range: &Range<u64>, backing: Option<FileOffset>) -> io::Result<Opti
         return Ok(None);
     };
     let start = align(reserve(reserved, PROT)?).as_ptr();
-    let flags = if let Some(backing) = &backing {
-        let offset = libc::off_t::try_from(backing.start()).map_err(io::Error::other)?;
-        let (file, flags) = (backing.file().as_raw_fd(), SHARED | libc::MAP_FIXED);
-        // SAFETY: MAP_FIXED replaces pages of our own reservation only: `start` is aligned within it, and it is `HUGE_PAGE`
-        // longer than `size`.
-        let mapped = unsafe { libc::mmap(start, size, PROT, flags, file, offset) };
-        if mapped == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+    let (flags, shared) = match backing {
+        Backing::Anonymous => (PRIVATE, None),
+        Backing::Shared(file) => {
+            map_shared(start, size, &file)?;
+            (SHARED, Some(file))
         }
-        // Huge pages where the host's shmem_enabled is "advise"; its default is "never", and then nothing comes of it.
-        // SAFETY: the advice is about the mapping just made, and changes no content.
-        let advised = unsafe { libc::madvise(start, size, libc::MADV_HUGEPAGE) };
-        tracing::debug!(advised, "shared guest memory asks for huge pages");
-        SHARED
-    } else {
-        PRIVATE
+        Backing::Private { file, parts } => {
+            for part in parts {
+                map_private(start, size, part.start - offset, file, &part)?;
+            }
+            (PRIVATE, None)
+        }
     };
     let builder = MmapRegionBuilder::<()>::new(size)
         .with_mmap_prot(PROT)
         .with_mmap_flags(flags);
-    let builder = match backing {
-        Some(backing) => builder.with_file_offset(backing),
+    let builder = match shared {
+        Some(file) => builder.with_file_offset(file),
         None => builder,
     };
     // SAFETY: `size` bytes from `start` on lie in the reservation, which is never unmapped: guest memory lives as long as the
@@ -98,7 +120,49 @@ fn map_range(range: &Range<u64>, backing: Option<FileOffset>) -> io::Result<Opti
     Ok(GuestRegionMmap::new(mapping, GuestAddress(range.start)))
 }
 
-/// Gives guest memory back to the host: it reads as zeros from now on and costs nothing until it is touched again. Whole
+/// Maps all of a range at `start`, in a reservation that is `HUGE_PAGE` longer than `size`.
+fn map_shared(start: *mut libc::c_void, size: usize, backing: &FileOffset) -> io::Result<()> {
+    let offset = libc::off_t::try_from(backing.start()).map_err(io::Error::other)?;
+    let (file, flags) = (backing.file().as_raw_fd(), SHARED | libc::MAP_FIXED);
+    // SAFETY: MAP_FIXED replaces pages of our own reservation only: `start` is aligned within it, and it is `HUGE_PAGE`
+    // longer than `size` (`map_range`, the only caller).
+    let mapped = unsafe { libc::mmap(start, size, PROT, flags, file, offset) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // Huge pages where the host's shmem_enabled is "advise"; its default is "never", and then nothing comes of it.
+    // SAFETY: the advice is about the mapping just made, and changes no content.
+    let advised = unsafe { libc::madvise(start, size, libc::MADV_HUGEPAGE) };
+    tracing::debug!(advised, "shared guest memory asks for huge pages");
+    Ok(())
+}
+
+/// Maps `part` of a file privately, `within` bytes behind `start`; the reservation there has `size` bytes.
+fn map_private(
+    start: *mut libc::c_void,
+    size: usize,
+    within: u64,
+    file: &File,
+    part: &Range<u64>,
+) -> io::Result<()> {
+    let within = usize::try_from(within).map_err(io::Error::other)?;
+    let length = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
+    let offset = libc::off_t::try_from(part.start).map_err(io::Error::other)?;
+    if within.checked_add(length).is_none_or(|end| end > size) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let at = start.wrapping_byte_add(within);
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: MAP_FIXED replaces pages of our own reservation only: `length` bytes `within` its `size` (checked above).
+    let mapped = unsafe { libc::mmap(at, length, PROT, flags, file.as_raw_fd(), offset) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Gives guest memory back to the host: it reads as zeros from now on (as the snapshot's, where the memory comes from one)
+/// and costs nothing until it is touched again. Whole
 /// pages within one range of guest memory; anything else is `InvalidInput` and changes nothing.
 pub(crate) fn discard(memory: &GuestMemory, address: u64, bytes: u64) -> io::Result<()> {
     let refused = || io::Error::from(io::ErrorKind::InvalidInput);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
 use tracing::{debug, error};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
@@ -16,8 +17,10 @@ use virtio_queue::QueueT;
 
 use super::super::buffers::Buffers;
 use super::super::{
-    ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt, VirtioDevice, config_space,
+    ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt, QueueProgress, SavedDevice, SavedState,
+    VirtioDevice, config_space,
 };
+use super::events::EventQueue;
 use super::muxer::{Muxer, path_fits};
 use super::packet::{self, Operation};
 use super::rings::RxWindow;
@@ -26,6 +29,7 @@ use super::rings::RxWindow;
 const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
 const RX: u16 = 0;
 const TX: u16 = 1;
+const EVENTS: u16 = 2;
 
 /// Packets that one pass takes, and turns that it gives.
 const PASS_BUDGET: usize = 128;
@@ -33,6 +37,7 @@ const PASS_BUDGET: usize = 128;
 const RX_NOTIFY: u32 = 0;
 const TX_NOTIFY: u32 = 1;
 const HOST: u32 = 2;
+const EVENTS_NOTIFY: u32 = 3;
 
 /// Why there is no vsock device.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +61,14 @@ pub(crate) struct Vsock {
     muxer: Muxer,
     state: State,
     first_connection: Arc<OnceLock<u64>>,
+    /// The driver has still to learn that its connections are lost: it comes from a snapshot, which has none.
+    reset_owed: bool,
+}
+
+/// What a snapshot keeps beyond the queues: no connection, and so no name of one may be used again at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedVsock {
+    next_port: u32,
 }
 
 #[derive(Debug)]
@@ -71,6 +84,7 @@ struct Active {
     memory: GuestMemory,
     rx: ActiveQueue,
     tx: ActiveQueue,
+    events: Option<EventQueue>,
     interrupt: Arc<dyn Interrupt>,
 }
 
@@ -108,7 +122,15 @@ impl Vsock {
             muxer,
             state: State::Offered,
             first_connection,
+            reset_owed: false,
         })
+    }
+
+    /// Its driver comes from a snapshot, with which this was saved.
+    pub(crate) fn restored(mut self, saved: SavedVsock) -> Self {
+        self.muxer.continue_ports(saved.next_port);
+        self.reset_owed = true;
+        self
     }
 
     /// Moves packets until both sides have nothing more or the budget is spent.
@@ -116,7 +138,11 @@ impl Vsock {
         let State::Active(active) = &mut self.state else {
             return;
         };
-        match active.pass(&mut self.muxer, &self.first_connection) {
+        let passed = active.pass(&mut self.muxer, &self.first_connection);
+        if active.events.as_ref().is_none_or(|events| !events.owes()) {
+            self.reset_owed = false;
+        }
+        match passed {
             Ok(Progress::BudgetSpent) => {
                 if let Err(error) = active.tx.notify.write(1) {
                     error!(%error, "vsock: cannot notify itself");
@@ -149,6 +175,9 @@ impl Active {
         muxer: &mut Muxer,
         first_connection: &OnceLock<u64>,
     ) -> Result<Progress, virtio_queue::Error> {
+        if !self.news_is_heard()? {
+            return Ok(Progress::Blocked);
+        }
         loop {
             let taken = self.take_packets(muxer, first_connection)?;
             let given = self.give_packets(muxer)?;
@@ -159,6 +188,17 @@ impl Active {
                 return Ok(taken);
             }
         }
+    }
+
+    /// Tells the driver what it has to know before any packet; false until it does.
+    fn news_is_heard(&mut self) -> Result<bool, virtio_queue::Error> {
+        let Some(events) = &mut self.events else {
+            return Ok(true);
+        };
+        if events.tell(&self.memory)? {
+            self.interrupt.signal_queue(EVENTS);
+        }
+        events.is_settled(&self.memory)
     }
 
     /// Guest to host.
@@ -257,7 +297,9 @@ impl MutEventSubscriber for Vsock {
             Events::with_data(&active.tx.notify, TX_NOTIFY, EventSet::IN),
             Events::with_data_raw(self.muxer.descriptor(), HOST, EventSet::IN),
         ];
-        for event in events {
+        let news = active.events.as_ref();
+        let news = news.map(|news| Events::with_data(&news.active.notify, EVENTS_NOTIFY, EventSet::IN));
+        for event in events.into_iter().chain(news) {
             if let Err(error) = ops.add(event) {
                 error!(%error, "vsock: the event loop refuses a descriptor");
             }
@@ -276,9 +318,10 @@ impl MutEventSubscriber for Vsock {
             }
             return;
         };
-        let notify = match events.data() {
-            RX_NOTIFY => &active.rx.notify,
-            TX_NOTIFY => &active.tx.notify,
+        let notify = match (events.data(), &active.events) {
+            (RX_NOTIFY, _) => &active.rx.notify,
+            (TX_NOTIFY, _) => &active.tx.notify,
+            (EVENTS_NOTIFY, Some(news)) => &news.active.notify,
             _ => return self.host_pass(),
         };
         if let Err(error) = notify.read() {
@@ -321,17 +364,42 @@ impl VirtioDevice for Vsock {
         if !rx.queue.ready() || !tx.queue.ready() {
             return Err(ActivateError::Driver("vsock needs its rx and tx queues"));
         }
+        let reset_owed = self.reset_owed;
+        let events = queues.next().map(|events| EventQueue::new(events, reset_owed));
         self.state = State::Active(Active {
             memory,
             rx,
             tx,
+            events,
             interrupt,
         });
         self.muxer.start();
         Ok(())
     }
 
+    fn save(&self) -> Option<SavedDevice> {
+        let progress = match &self.state {
+            State::Offered => Vec::new(),
+            State::Active(active) => {
+                let events = active.events.iter().map(|events| (EVENTS, &events.active));
+                let queues = [(RX, &active.rx), (TX, &active.tx)].into_iter().chain(events);
+                queues
+                    .map(|(number, queue)| (number, QueueProgress::of(&queue.queue)))
+                    .collect()
+            }
+            State::Broken => return None,
+        };
+        Some(SavedDevice {
+            progress,
+            own: SavedState::Vsock(SavedVsock {
+                next_port: self.muxer.next_port(),
+            }),
+        })
+    }
+
+    /// A driver that begins anew has no connections to lose.
     fn deactivate(&mut self) {
+        self.reset_owed = false;
         self.muxer.close_all();
         self.state = State::Offered;
     }
