@@ -21,7 +21,7 @@ use crate::error::{Context as _, Failure};
 use crate::events::Events;
 use crate::reaper::Reaper;
 use crate::sandbox::{Sandbox, sysctl};
-use crate::user_namespace::UserNamespace;
+use crate::user_namespace::{self, UserNamespace};
 
 /// Where the agent works. A guest has one answer to each; tests bring their own.
 #[derive(Debug, Clone)]
@@ -123,10 +123,12 @@ impl Pod {
     /// # Errors
     /// As [`sysctl::apply`].
     pub(crate) fn set_sysctls(&self, sysctls: &HashMap<String, String>) -> Result<(), Failure> {
-        let apply = || sysctl::apply(&self.settings.proc, sysctls);
         match self.user_namespace() {
-            Some(namespace) if !sysctls.is_empty() => namespace.as_root(apply),
-            _ => apply(),
+            Some(namespace) if !sysctls.is_empty() => {
+                let sysctls = user_namespace::sysctls(sysctls, namespace.map)?;
+                namespace.as_root(|| sysctl::apply(&self.settings.proc, &sysctls))
+            }
+            _ => sysctl::apply(&self.settings.proc, sysctls),
         }
     }
 

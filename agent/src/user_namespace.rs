@@ -30,6 +30,9 @@ use crate::init::order::{IdMap, IdRange};
 use crate::sys;
 use crate::sys::clone::Spawned;
 
+/// ip-sysctl.rst: its ids are those of the user namespace of whoever writes.
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
+
 /// The namespace of a configured pod that has one.
 #[derive(Debug)]
 pub(crate) struct UserNamespace {
@@ -73,6 +76,42 @@ pub(crate) fn id_map(wanted: &wire::UserNamespace) -> Result<IdMap, Failure> {
         uids: range("uids", wanted.uids.as_ref())?,
         gids: range("gids", wanted.gids.as_ref())?,
     })
+}
+
+/// Kernel parameters as they are set from outside. Of those that containers are given one has ids in it: groups that may ping.
+/// A range may end beyond the last group of the namespace, where nobody is.
+///
+/// # Errors
+/// `InvalidArgument`, naming the parameter.
+pub(crate) fn sysctls(
+    wanted: &HashMap<String, String>,
+    map: IdMap,
+) -> Result<HashMap<String, String>, Failure> {
+    let outside = wanted.iter().map(|(name, value)| {
+        if name.replace('/', ".") != PING_GROUPS {
+            return Ok((name.clone(), value.clone()));
+        }
+        let numbers: Vec<u32> = value
+            .split_whitespace()
+            .map_while(|number| number.parse().ok())
+            .collect();
+        let range = match *numbers.as_slice() {
+            // "1 0": nobody, as the kernel's own default has it.
+            [first, last] if first > last => Some((first, last)),
+            [first, last] => map
+                .gids
+                .outside(first)
+                .zip(map.gids.outside(last.min(map.gids.length - 1))),
+            _ => None,
+        };
+        let (first, last) = range.ok_or_else(|| {
+            Failure::invalid(format!(
+                "sysctls: {name}: {value:?} are no groups of the pod's user namespace"
+            ))
+        })?;
+        Ok((name.clone(), format!("{first} {last}")))
+    });
+    outside.collect()
 }
 
 /// Makes the namespaces.
@@ -175,6 +214,32 @@ mod tests {
 
     fn range(outside: u32, length: u32) -> Option<wire::IdRange> {
         Some(wire::IdRange { outside, length })
+    }
+
+    #[test]
+    fn groups_in_a_sysctl_are_those_of_inside() {
+        let range = IdRange {
+            outside: 1000,
+            length: 65_536,
+        };
+        let map = IdMap {
+            uids: range,
+            gids: range,
+        };
+        let set = |name: &str, value: &str| sysctls(&[(name.to_owned(), value.to_owned())].into(), map);
+        let ping = |value: &str| set(PING_GROUPS, value).map(|set| set[PING_GROUPS].clone());
+        assert_eq!(ping("0\t7").unwrap(), "1000 1007");
+        assert_eq!(ping("0 2147483647").unwrap(), "1000 66535");
+        assert_eq!(ping("1 0").unwrap(), "1 0");
+        for wrong in ["", "0", "65536 65540", "0 x", "0 1 2"] {
+            let failure = ping(wrong).unwrap_err();
+            assert!(failure.to_string().contains(PING_GROUPS), "{failure}");
+        }
+        assert_eq!(
+            set("net/ipv4/ping_group_range", "0 0").unwrap()["net/ipv4/ping_group_range"],
+            "1000 1000"
+        );
+        assert_eq!(set("kernel.msgmax", "0 7").unwrap()["kernel.msgmax"], "0 7");
     }
 
     #[test]

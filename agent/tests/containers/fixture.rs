@@ -289,10 +289,11 @@ impl Fixture {
                 addresses: vec!["10.88.0.5/16".to_owned(), "fd00::5/64".to_owned()],
                 ..Interface::default()
             }],
-            // One of the network namespace, one of the IPC namespace.
+            // Of the network namespace and of the IPC namespace, and one with ids in it.
             sysctls: [
                 ("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned()),
                 ("kernel.shm_rmid_forced".to_owned(), "1".to_owned()),
+                ("net.ipv4.ping_group_range".to_owned(), "0 1000".to_owned()),
             ]
             .into(),
             shm_size_bytes: 1 << 20,

@@ -69,11 +69,12 @@ pub(super) async fn root_is_somebody_else_outside(f: Fixture) {
 pub(super) async fn network_and_host_name_belong_to_it(f: Fixture) {
     let command = "hostname; ip addr add 10.99.0.1/32 dev lo && ip -o addr show dev lo | grep -c 10.99.0.1; \
         echo 1 > /proc/sys/net/ipv4/ip_forward && cat /proc/sys/net/ipv4/ip_forward; \
-        cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced; hostname changed; hostname";
+        cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced \
+        /proc/sys/net/ipv4/ping_group_range; hostname changed; hostname";
     let request = with(f.shell("network", command), &["CAP_NET_ADMIN"]);
     let (_, output) = f.run(request).await;
     // CAP_SYS_ADMIN would have to be had for a new host name.
-    assert_eq!(words(&output.stdout), "web-0 1 1 80 1 web-0", "{output:?}");
+    assert_eq!(words(&output.stdout), "web-0 1 1 80 1 0 1000 web-0", "{output:?}");
     let denied = f.shell(
         "network",
         "ip addr add 10.99.0.2/32 dev lo; echo 0 > /proc/sys/kernel/panic",
