@@ -13,13 +13,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::BootError;
 use crate::bus::Bus;
-use crate::config::Plan;
+use crate::config::{Plan, PreparedDevice};
 use crate::control::ControlServer;
 use crate::devices::function::MachineFunction;
 use crate::devices::pvpanic::PvPanic;
 use crate::devices::ring::ConsoleRing;
 use crate::devices::serial::{self, SavedSerial, SerialPort};
-use crate::devices::table::{self, BuiltDevice};
+use crate::devices::table;
 use crate::event_loop::{Mailbox, Message, Subscriber};
 use crate::kvm::Vm;
 use crate::machine::{AttachError, AttachedDevice, Life, Machine, Milestones, attach};
@@ -99,33 +99,14 @@ impl Chassis {
     /// Puts one of the VMM's own devices on the bus.
     pub(super) fn add_own(&self, device: SharedDevice) -> Result<AttachedDevice, AttachError> {
         let slot = attach(&self.bus, &self.services, &device)?;
-        Ok(AttachedDevice {
-            id: None,
-            slot,
-            device,
-            subscription: None,
-            region: None,
-            adjustable: None,
-        })
+        Ok(AttachedDevice::own(device, slot))
     }
 
     /// Likewise, a device of the configuration.
-    pub(super) fn add(&self, prepared: crate::config::PreparedDevice) -> Result<AttachedDevice, BootError> {
-        let BuiltDevice {
-            id,
-            device,
-            region,
-            adjustable,
-        } = table::build(prepared, &self.vm)?;
-        let slot = attach(&self.bus, &self.services, &device)?;
-        Ok(AttachedDevice {
-            id: Some(id),
-            slot,
-            device,
-            subscription: None,
-            region,
-            adjustable,
-        })
+    pub(super) fn add(&self, prepared: PreparedDevice) -> Result<AttachedDevice, BootError> {
+        let built = table::build(prepared, &self.vm)?;
+        let slot = attach(&self.bus, &self.services, &built.device)?;
+        Ok(AttachedDevice::named(built, slot))
     }
 
     /// Sets the event loop up and lets the processors run.

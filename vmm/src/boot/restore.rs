@@ -11,7 +11,7 @@ use super::{BootError, layout};
 use crate::config::{Plan, SnapshotFiles};
 use crate::devices::function::MachineFunction;
 use crate::devices::ring::ConsoleRing;
-use crate::devices::table::{self, BuiltDevice};
+use crate::devices::table;
 use crate::devices::virtio::SavedState;
 use crate::devices::virtio::console::Console;
 use crate::devices::virtio::rng::Rng;
@@ -107,34 +107,10 @@ fn rebuild(chassis: &Chassis, plan: &Plan, placed: &PlacedDevice) -> Result<Atta
             let built = table::restore(id, own, &chassis.vm);
             let problem = "it is none of this Machine's";
             let built = built.ok_or_else(|| part(format!("the device at {}", placed.slot), problem))?;
-            return Ok(unplaced(built, placed));
+            return Ok(AttachedDevice::named(built, placed.slot));
         }
     };
-    Ok(AttachedDevice {
-        id: None,
-        slot: placed.slot,
-        device: own,
-        subscription: None,
-        region: None,
-        adjustable: None,
-    })
-}
-
-fn unplaced(built: BuiltDevice, placed: &PlacedDevice) -> AttachedDevice {
-    let BuiltDevice {
-        id,
-        device,
-        region,
-        adjustable,
-    } = built;
-    AttachedDevice {
-        id: Some(id),
-        slot: placed.slot,
-        device,
-        subscription: None,
-        region,
-        adjustable,
-    }
+    Ok(AttachedDevice::own(own, placed.slot))
 }
 
 fn part(what: String, problem: &'static str) -> SnapshotError {

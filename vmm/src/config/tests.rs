@@ -120,7 +120,8 @@ fn a_guest_boots_or_goes_on_and_never_both() {
     let (_, beginning) = prepare(config, &mut Descriptors::none()).unwrap();
     assert!(matches!(&beginning, Beginning::Snapshot(files) if files.origin == "kernel-1"));
 
-    let cases: [(&str, &dyn Fn(&mut MachineConfig)); 7] = [
+    type Change<'c> = &'c dyn Fn(&mut MachineConfig);
+    let cases: [(&str, Change<'_>); 7] = [
         ("kernel: ", &|config| config.kernel = None),
         ("initramfs: ", &|config| config.initramfs = None),
         ("kernel: ", &|config| config.snapshot = Some(snapshot("o"))),

@@ -61,26 +61,13 @@ fn insert(
 impl Machine {
     /// Adds a built device to the running Machine.
     pub(super) fn attach(&mut self, built: BuiltDevice) -> Result<Slot, AttachError> {
-        let BuiltDevice {
-            id,
-            device,
-            region,
-            adjustable,
-        } = built;
-        match attach(&self.bus, &self.services, &device) {
+        match attach(&self.bus, &self.services, &built.device) {
             Ok(slot) => {
-                self.devices.push(AttachedDevice {
-                    id: Some(id),
-                    slot,
-                    device,
-                    subscription: None,
-                    region,
-                    adjustable,
-                });
+                self.devices.push(AttachedDevice::named(built, slot));
                 Ok(slot)
             }
             Err(error) => {
-                self.unmap(region);
+                self.unmap(built.region);
                 Err(error)
             }
         }

@@ -24,7 +24,7 @@ use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use crate::bus::Bus;
 use crate::control::ControlServer;
 use crate::devices::ring::ConsoleRing;
-use crate::devices::table::Adjustable;
+use crate::devices::table::{Adjustable, BuiltDevice};
 use crate::event_loop::{Message, Subscriber};
 use crate::exit::{Ending, GuestEnd};
 use crate::kvm::{FileRegion, Vm};
@@ -74,6 +74,38 @@ pub(crate) struct AttachedDevice {
     pub(crate) subscription: Option<SubscriberId>,
     pub(crate) region: Option<FileRegion>,
     pub(crate) adjustable: Option<Adjustable>,
+}
+
+impl AttachedDevice {
+    /// One of the VMM's own.
+    pub(crate) fn own(device: SharedDevice, slot: Slot) -> Self {
+        Self {
+            id: None,
+            slot,
+            device,
+            subscription: None,
+            region: None,
+            adjustable: None,
+        }
+    }
+
+    /// One of the configuration or of a request.
+    pub(crate) fn named(built: BuiltDevice, slot: Slot) -> Self {
+        let BuiltDevice {
+            id,
+            device,
+            region,
+            adjustable,
+        } = built;
+        Self {
+            id: Some(id),
+            slot,
+            device,
+            subscription: None,
+            region,
+            adjustable,
+        }
+    }
 }
 
 /// Where a Machine is in its life.

@@ -229,10 +229,10 @@ mod tests {
                 });
             }),
             ("devices: nothing was balloon balloon", |plan| {
-                plan.devices.truncate(1)
+                plan.devices.truncate(1);
             }),
             ("devices: balloon balloon was memory memory", |plan| {
-                plan.devices.swap(0, 1)
+                plan.devices.swap(0, 1);
             }),
             ("devices: memory ram was memory memory", |plan| {
                 plan.devices[0].id = "ram".to_owned();

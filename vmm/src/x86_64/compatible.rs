@@ -120,20 +120,8 @@ fn own(function: u32, register: Register) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::cpuid::leaf;
     use super::*;
-
-    fn leaf(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
-        let [eax, ebx, ecx, edx] = registers;
-        kvm_cpuid_entry2 {
-            function,
-            index,
-            eax,
-            ebx,
-            ecx,
-            edx,
-            ..Default::default()
-        }
-    }
 
     fn processor() -> Vec<kvm_cpuid_entry2> {
         vec![

@@ -1,5 +1,9 @@
 //! Guests that are written down and go on, once or several times. Needs what `boot.rs` needs, and root for a tap.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and tells how long things took"
+)]
 
 mod agent;
 mod refusals;

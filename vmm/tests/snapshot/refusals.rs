@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::path::Path;
 
-use proto::machine::{Device, ExitReason, FileSource, MachineConfig, Request, Response, Snapshot, Vcpus};
+use proto::machine::{Device, ExitReason, FileSource, MachineConfig, Request, Response, Snapshot};
 
 use super::{COUNT, files, stop, take};
 use crate::guest::{Artifacts, Guest};
@@ -94,6 +95,46 @@ fn nothing_is_overwritten() {
     stop(guest);
 }
 
+/// The snapshot in `directory` with one of its files damaged or exchanged, and a word of the reason for its refusal.
+fn damaged(directory: &Path, snapshot: &Snapshot) -> Vec<(&'static str, Snapshot)> {
+    let state = fs::read(directory.join("state")).unwrap();
+    let with_state = |name: &str, bytes: &[u8]| {
+        let path = directory.join(name);
+        fs::write(&path, bytes).unwrap();
+        Snapshot {
+            state: FileSource::Path(path),
+            ..snapshot.clone()
+        }
+    };
+    let with_memory = |name: &str, lengths: &[u64]| {
+        let path = directory.join(name);
+        fs::copy(directory.join("memory"), &path).unwrap();
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        lengths.iter().for_each(|length| file.set_len(*length).unwrap());
+        Snapshot {
+            memory: FileSource::Path(path),
+            ..snapshot.clone()
+        }
+    };
+    let mut flipped = state.clone();
+    flipped[state.len() / 2] ^= 1;
+    let another = Snapshot {
+        origin: "another kernel".to_owned(),
+        ..snapshot.clone()
+    };
+    vec![
+        ("origin", another),
+        ("checksum", with_state("flipped", &flipped)),
+        ("bytes instead of", with_state("short", &state[..state.len() - 1])),
+        ("no snapshot", with_state("foreign", b"#!/bin/sh")),
+        ("bytes instead of", with_memory("cut", &[64 << 20])),
+        (
+            "no guest memory",
+            with_memory("other", &[128 << 20, (128 << 20) + 4096]),
+        ),
+    ]
+}
+
 #[test]
 fn a_snapshot_of_something_else_is_refused_with_the_reason() {
     let Some(artifacts) = Artifacts::find() else {
@@ -104,69 +145,19 @@ fn a_snapshot_of_something_else_is_refused_with_the_reason() {
     guest.wait_for("AT 3\r");
     let snapshot = take(&mut guest, &directory);
     stop(guest);
-    let state = fs::read(directory.path().join("state")).unwrap();
-    let memory = directory.path().join("memory");
-    let with_state = |name: &str, bytes: &[u8]| {
-        let path = directory.path().join(name);
-        fs::write(&path, bytes).unwrap();
-        Snapshot {
-            state: FileSource::Path(path),
-            ..snapshot.clone()
-        }
-    };
-    let with_memory = |name: &str, change: &dyn Fn(&fs::File)| {
-        let path = directory.path().join(name);
-        fs::copy(&memory, &path).unwrap();
-        change(&fs::File::options().write(true).open(&path).unwrap());
-        Snapshot {
-            memory: FileSource::Path(path),
-            ..snapshot.clone()
-        }
-    };
-    let mut flipped = state.clone();
-    flipped[state.len() / 2] ^= 1;
-    let unchanged = |_: &mut MachineConfig| {};
-    type Change<'c> = &'c dyn Fn(&mut MachineConfig);
-    let cases: [(&str, Snapshot, Change<'_>); 9] = [
-        (
-            "origin",
-            Snapshot {
-                origin: "another kernel".to_owned(),
-                ..snapshot.clone()
-            },
-            &unchanged,
-        ),
-        ("memory_mib: 256 was 128", snapshot.clone(), &|config| {
-            config.memory_mib = 256
+    type Change = fn(&mut MachineConfig);
+    let machines: [(&str, Change); 3] = [
+        ("memory_mib: 256 was 128", |config| config.memory_mib = 256),
+        ("vcpus.max: 2 was 1", |config| config.vcpus.max = 2),
+        ("memory_hotplug_mib: 128 was 0", |config| {
+            config.memory_hotplug_mib = 128;
         }),
-        ("vcpus.max: 2 was 1", snapshot.clone(), &|config| {
-            config.vcpus = Vcpus { boot: 1, max: 2 }
-        }),
-        ("memory_hotplug_mib: 128 was 0", snapshot.clone(), &|config| {
-            config.memory_hotplug_mib = 128
-        }),
-        ("checksum", with_state("flipped", &flipped), &unchanged),
-        (
-            "bytes instead of",
-            with_state("short", &state[..state.len() - 1]),
-            &unchanged,
-        ),
-        ("no snapshot", with_state("foreign", b"#!/bin/sh"), &unchanged),
-        (
-            "bytes instead of",
-            with_memory("cut", &|file| file.set_len(64 << 20).unwrap()),
-            &unchanged,
-        ),
-        (
-            "no guest memory",
-            with_memory("other", &|file| {
-                file.set_len(128 << 20).unwrap();
-                file.set_len((128 << 20) + 4096).unwrap();
-            }),
-            &unchanged,
-        ),
     ];
-    for (reason, snapshot, change) in cases {
+    let machines = machines.map(|(reason, change)| (reason, snapshot.clone(), change));
+    let unchanged: Change = |_| {};
+    let files = damaged(directory.path(), &snapshot).into_iter();
+    let files = files.map(|(reason, damaged)| (reason, damaged, unchanged));
+    for (reason, snapshot, change) in files.chain(machines) {
         let (ended, _, log) = Guest::restore(snapshot, change).end();
         assert_eq!(ended, ExitReason::SnapshotRefused, "{reason}: {log}");
         assert!(log.contains(reason), "{reason:?}: {log}");

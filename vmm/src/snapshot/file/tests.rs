@@ -51,7 +51,7 @@ fn hundreds_of_damaged_files_are_each_refused_with_a_reason() {
         variants.push((format!("{} bytes more", tail.len()), [&good, tail].concat()));
     }
     // Two parts exchanged.
-    let (first, second) = (HEAD + 100..HEAD + 400, HEAD + 6000..HEAD + 6300);
+    let (first, second) = (HEAD..HEAD + 24, HEAD + 6000..HEAD + 6024);
     let mut exchanged = good.clone();
     exchanged[first.clone()].copy_from_slice(&good[second.clone()]);
     exchanged[second].copy_from_slice(&good[first]);

@@ -23,8 +23,9 @@
 //!
 //! [`packet`] is the wire, [`credit`] the flow control of one connection, [`connection`] the state machine of one
 //! connection, [`stream`] its host socket, [`muxer`] all connections and their epoll set, [`rings`] the guest's queues, [`events`] what a
-//! restored guest is told, and [`device`] joins muxer and rings to the event loop.
+//! restored guest is told, [`active`] moves the packets, and [`device`] joins muxer and rings to the event loop.
 
+mod active;
 mod connection;
 mod credit;
 mod device;
