@@ -92,7 +92,6 @@ fn namespaces(
     Ok(agent::Namespaces {
         pid: pid.into(),
         pid_target,
-        ..agent::Namespaces::default()
     })
 }
 

@@ -46,17 +46,17 @@ pub(super) fn map_ids(tree: OwnedFd, map: IdMap) -> io::Result<OwnedFd> {
 }
 
 /// Binds a detached tree to `name`, a plain name.
-pub(super) fn bind(shared: &Path, name: &str, tree: OwnedFd, propagation: Propagation) -> io::Result<()> {
+pub(super) fn bind(shared: &Path, name: &str, tree: &OwnedFd, propagation: Propagation) -> io::Result<()> {
     let target = shared.join(name);
-    if make_mount_point(&target, is_directory(&tree)?)? && is_mount_point(&target)? {
+    if make_mount_point(&target, is_directory(tree)?)? && is_mount_point(&target)? {
         return Ok(());
     }
     let propagation = match propagation {
         Propagation::Private => sys::Propagation::Private,
         Propagation::FromHost => sys::Propagation::Slave,
     };
-    sys::set_propagation(&tree, propagation, true)?;
-    place(&tree, open(&target)?)
+    sys::set_propagation(tree, propagation, true)?;
+    place(tree, open(&target)?)
 }
 
 /// Takes a name out: never more than the mount and the empty mount point.

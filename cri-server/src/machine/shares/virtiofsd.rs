@@ -129,7 +129,7 @@ impl Shares for Virtiofsd {
         blocking(layout, "bind a volume", move |layout| {
             let shared = layout.shared();
             binds::prepare(&shared)?;
-            binds::bind(&shared, &name, tree, view.propagation)
+            binds::bind(&shared, &name, &tree, view.propagation)
         })
         .await
     }
