@@ -252,7 +252,9 @@ fn user(
     })
 }
 
-fn namespaces(security: &cri::LinuxContainerSecurityContext) -> Result<agent::Namespaces, RequestError> {
+pub(super) fn namespaces(
+    security: &cri::LinuxContainerSecurityContext,
+) -> Result<agent::Namespaces, RequestError> {
     let wish = security.namespace_options.clone().unwrap_or_default();
     refuse_host_namespaces("linux.security_context.namespace_options", &wish)?;
     let (pid, pid_target) = match wish.pid() {
@@ -418,7 +420,7 @@ pub(super) fn log_path(
     Ok(Some(Path::new(&sandbox.log_directory).join(relative)))
 }
 
-fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), RequestError> {
+pub(super) fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), RequestError> {
     let security = config
         .linux
         .as_ref()

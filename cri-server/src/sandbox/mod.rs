@@ -10,6 +10,8 @@ mod driver;
 mod error;
 mod events;
 mod follow;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod handle;
 mod ledger;
 mod live;

@@ -21,7 +21,7 @@ const MIB: u64 = 1024 * 1024;
 /// The VMM takes multiples of it (`MachineConfig::memory_hotplug_mib`).
 const HOTPLUG_UNIT_MIB: u64 = 128;
 /// unix(7) host names: what the kernel takes.
-const MAX_HOSTNAME: usize = 64;
+pub(super) const MAX_HOSTNAME: usize = 64;
 
 /// A sandbox as it is to be made.
 #[derive(Debug, Clone)]
