@@ -10,6 +10,7 @@ mod exec;
 mod failure;
 mod host_pod;
 mod idempotence;
+mod logs;
 mod model;
 mod pod_lifecycle;
 mod recovery;
