@@ -10,8 +10,8 @@ use proto::cri::v1 as cri;
 
 use crate::support::{TestNode, eventually};
 
-/// Bytes of the disk that is too small.
-const DISK: usize = 256 * 1024;
+/// Bytes of the small disk; more than the test logs.
+const DISK: usize = 2 << 20;
 
 /// A container that says a number every few milliseconds; its id.
 async fn counting(node: &TestNode, pod: &str, name: &str) -> String {

@@ -63,16 +63,10 @@ async fn race(clients: Vec<Vec<Step>>) {
     }
     let watched = watch(&shared, running).await;
     let shared = Arc::into_inner(shared).expect("the clients have ended");
-    let node = shared.node;
-    shared
-        .containers
-        .into_inner()
-        .unwrap()
-        .iter()
-        .fold(BTreeSet::new(), |mut ids, id| {
-            assert!(ids.insert(id.clone()), "{id} was given out twice");
-            ids
-        });
+    let mut node = shared.node;
+    let containers = shared.containers.into_inner().unwrap();
+    let different: BTreeSet<&String> = containers.iter().collect();
+    assert_eq!(different.len(), containers.len(), "an id was given out twice");
     let pods = shared.pods.into_inner().unwrap();
     for pod in &pods {
         node.remove_pod(pod).await.unwrap();
@@ -83,7 +77,6 @@ async fn race(clients: Vec<Vec<Step>>) {
     .await;
     assert_eq!(node.containers().await, Vec::new());
     node.assert_nothing_is_left();
-    let mut node = node;
     // Ends the stream of events, too.
     node.restart_daemon().await;
     assert!(node.pods().await.is_empty() && node.containers().await.is_empty());

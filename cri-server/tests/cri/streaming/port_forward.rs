@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     host_pod::{self, node_with_host_pods},
-    support::{PATIENCE, refused},
+    support::{PATIENCE, TestNode, refused},
 };
 
 pub(super) const VERSION: &[&str] = &["portforward.k8s.io"];
@@ -161,6 +161,32 @@ async fn streams_that_make_no_pair_are_refused_or_time_out() {
     let lonely = client.open(&headers).await.unwrap();
     let text = String::from_utf8(read_to_end(&mut client, lonely).await).unwrap();
     assert!(text.contains("timed out"), "{text}");
+}
+
+/// Halves that the client breaks off count as well: they wait for the other half.
+#[tokio::test(flavor = "multi_thread")]
+async fn halves_of_pairs_have_a_bound() {
+    let node = TestNode::start_with(|config| config.streaming.creation_s = 3600).await;
+    let pod = node.run_pod("web").await.unwrap();
+    let url = forward_url(&node, &pod, &[]).await.unwrap();
+    let mut client = spdy(&url, VERSION).await.unwrap();
+    let mut accepted = 0;
+    loop {
+        let request = accepted.to_string();
+        let headers = [("streamType", "error"), ("port", "80"), ("requestID", &request)];
+        let id = client.open(&headers).await.unwrap();
+        match timeout(PATIENCE, client.next()).await.unwrap().unwrap() {
+            Some(ClientEvent::Accepted(of)) => assert_eq!(of, id),
+            Some(ClientEvent::Reset(of)) => {
+                assert_eq!((of, accepted), (id, 256));
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+        client.reset(id).await.unwrap();
+        accepted += 1;
+        assert!(accepted <= 256, "one more is taken");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
