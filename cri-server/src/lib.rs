@@ -10,6 +10,8 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "failpoints")]
 pub mod failpoint;
+#[cfg(feature = "testing")]
+pub mod fuzzing;
 pub mod guest;
 pub mod host;
 pub mod id_map;

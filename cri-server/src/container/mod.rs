@@ -8,6 +8,8 @@ mod capabilities;
 pub(crate) mod devices;
 pub(crate) mod exec;
 pub(crate) mod files;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 pub(crate) mod host_path;
 pub(crate) mod host_spec;
 mod kubelet_path;

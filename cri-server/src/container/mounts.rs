@@ -213,7 +213,7 @@ pub(super) fn check_common(field: &str, mount: &cri::Mount) -> Result<(), Reques
 }
 
 /// What of a mount can be judged by itself.
-fn check(field: &str, mount: &cri::Mount) -> Result<(), RequestError> {
+pub(super) fn check(field: &str, mount: &cri::Mount) -> Result<(), RequestError> {
     check_common(field, mount)?;
     let invalid = |name: &str, reason: &str| Err(RequestError::invalid(format!("{field}.{name}"), reason));
     let unsupported =

@@ -287,7 +287,7 @@ fn user(
     })
 }
 
-fn namespaces(
+pub(super) fn namespaces(
     security: &cri::LinuxContainerSecurityContext,
     of_sandbox: Option<IdMap>,
 ) -> Result<agent::Namespaces, RequestError> {
@@ -448,7 +448,7 @@ pub(super) fn log_path(
     Ok(Some(Path::new(&sandbox.log_directory).join(relative)))
 }
 
-fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), RequestError> {
+pub(super) fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), RequestError> {
     let security = config
         .linux
         .as_ref()

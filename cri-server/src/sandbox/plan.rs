@@ -24,7 +24,7 @@ const HOTPLUG_UNIT_MIB: u64 = 128;
 /// What the VMM and virtiofsd need beside the guest's memory, with room for their page tables and caches.
 const MIN_VMM_MIB: u64 = 64;
 /// unix(7) host names: what the kernel takes.
-const MAX_HOSTNAME: usize = 64;
+pub(super) const MAX_HOSTNAME: usize = 64;
 
 /// A sandbox as it is to be made.
 #[derive(Debug, Clone)]

@@ -11,6 +11,8 @@ mod exec;
 mod failure;
 mod host_pod;
 mod idempotence;
+mod logs;
+mod model;
 mod pod_lifecycle;
 mod recovery;
 mod resize;
