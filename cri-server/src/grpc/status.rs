@@ -46,7 +46,7 @@ fn code(error: &RequestError) -> Code {
         RequestError::NotFound { .. } => Code::NotFound,
         RequestError::NameTaken { .. } => Code::AlreadyExists,
         RequestError::WrongState { .. } => Code::FailedPrecondition,
-        RequestError::TimedOut { .. } => Code::DeadlineExceeded,
+        RequestError::TimedOut { .. } | RequestError::Deadline { .. } => Code::DeadlineExceeded,
         RequestError::TooMany { .. } => Code::ResourceExhausted,
         RequestError::Unavailable { .. } => Code::Unavailable,
         RequestError::Guest { source, .. } => of_guest(source),

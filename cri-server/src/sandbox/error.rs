@@ -30,6 +30,12 @@ pub(crate) enum RequestError {
     WrongState { operation: String, reason: String },
     #[error("{what} did not end within {seconds} s")]
     TimedOut { what: String, seconds: u64 },
+    /// The client's own.
+    #[error("{rpc} was not done within the client's {} s", deadline.as_secs_f32())]
+    Deadline {
+        rpc: &'static str,
+        deadline: std::time::Duration,
+    },
     /// A bound of ours is reached; it passes.
     #[error("{what}")]
     TooMany { what: String },
