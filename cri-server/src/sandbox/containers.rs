@@ -294,6 +294,18 @@ impl Driver {
     }
 
     /// A container that was not made entirely leaves nothing.
+    /// Containers that the last daemon did not get to make: nobody has their ids.
+    pub(super) async fn unmake_half_made(&mut self) {
+        let half_made = self
+            .containers
+            .iter()
+            .filter(|(_, container)| !container.is_listed());
+        let ids: Vec<_> = half_made.map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            self.unmake(&id).await;
+        }
+    }
+
     async fn unmake(&mut self, id: &str) {
         self.containers.remove(id);
         if let Some(live) = &self.live

@@ -139,6 +139,8 @@ impl Driver {
             Origin::New(reply) => Box::pin(self.start(reply)).await,
             Origin::Recovered => {
                 self.publish();
+                // Before any request, so that a client that tries again does not find the name taken.
+                self.unmake_half_made().await;
                 Flow::Continue
             }
         };
