@@ -52,6 +52,9 @@ pub(crate) enum RequestError {
     /// The cause says which image and why; callers that waited for the same pull share it.
     #[error("pull the image")]
     Pull(#[source] Arc<PullError>),
+    /// KVM gave up on a guest that was not ready yet: nothing of the pod has run.
+    #[error("boot the machine of sandbox {id}: {reason}")]
+    Unrunnable { id: String, reason: String },
     /// Something of the host failed.
     #[error("{operation}")]
     Failed {
