@@ -90,9 +90,17 @@ impl Cri {
     /// # Errors
     /// Of the call.
     pub async fn run_pod(&self, pod: &PodSpec) -> Result<String, tonic::Status> {
+        self.run_pod_with(pod, "").await
+    }
+
+    /// The same by a runtime handler; empty: the default.
+    ///
+    /// # Errors
+    /// Of the call.
+    pub async fn run_pod_with(&self, pod: &PodSpec, handler: &str) -> Result<String, tonic::Status> {
         let request = cri::RunPodSandboxRequest {
             config: Some(pod.config.clone()),
-            ..Default::default()
+            runtime_handler: handler.to_owned(),
         };
         Ok(self
             .runtime
@@ -210,9 +218,21 @@ impl Cri {
     /// # Errors
     /// Of the call.
     pub async fn exec(&self, container: &str, script: &str) -> Result<(i32, String, String), tonic::Status> {
+        self.exec_program(container, &["sh", "-c", script]).await
+    }
+
+    /// ExecSync of a program.
+    ///
+    /// # Errors
+    /// Of the call.
+    pub async fn exec_program(
+        &self,
+        container: &str,
+        words: &[&str],
+    ) -> Result<(i32, String, String), tonic::Status> {
         let request = cri::ExecSyncRequest {
             container_id: container.to_owned(),
-            cmd: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            cmd: words.iter().copied().map(str::to_owned).collect(),
             timeout: 60,
         };
         let answer = self.runtime.clone().exec_sync(request).await?.into_inner();

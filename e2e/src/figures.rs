@@ -24,6 +24,13 @@ impl Figures {
         Some(percentile(samples, 50))
     }
 
+    /// Of a series, in the order in which they were taken.
+    #[must_use]
+    pub fn samples(&self, name: &str) -> &[f64] {
+        let series = self.0.iter().find(|(known, _)| known == name);
+        series.map_or(&[], |(_, samples)| samples)
+    }
+
     /// All series with their percentiles.
     #[must_use]
     pub fn json(&self) -> Value {

@@ -67,7 +67,7 @@ impl Node {
             cri: None,
         };
         node.write_config("")?;
-        node.push_image().await?;
+        node.push(&[IMAGE]).await?;
         node.start_daemon().await?;
         node.cri().pull(&node.image()).await?;
         Ok(node)
@@ -142,6 +142,12 @@ impl Node {
     #[must_use]
     pub fn images(&self) -> PathBuf {
         self.state.path().join("images")
+    }
+
+    /// Where the pod network's CNI configuration lies, for another runtime beside.
+    #[must_use]
+    pub fn cni_configuration(&self) -> PathBuf {
+        self.run.path().join("net.d")
     }
 
     /// The directory of a sandbox's Machine.
@@ -284,11 +290,21 @@ impl Node {
         self.run.path().join("clearpod.sock")
     }
 
-    async fn push_image(&self) -> Result<()> {
+    /// Pushes the same image by another name, with a shell script as its command; its name for CRI.
+    ///
+    /// # Errors
+    /// When the registry does not take it.
+    pub async fn push_another(&self, name: &str, command: &str) -> Result<String> {
+        self.push(&[name, command]).await?;
+        Ok(format!("127.0.0.1:{}/{name}", self.registry_port))
+    }
+
+    async fn push(&self, arguments: &[&str]) -> Result<()> {
         let registry = format!("http://127.0.0.1:{}", self.registry_port);
         let last = wait::until(wait::SERVER, "the registry's answer", async || {
             let output = Command::new(self.bundle.join("deploy/registry/push-busybox"))
-                .args([&registry, IMAGE])
+                .arg(&registry)
+                .args(arguments)
                 .env("BUSYBOX", self.bundle.join("bin/busybox"))
                 .stdin(Stdio::null())
                 .output()

@@ -147,7 +147,8 @@ pub(crate) struct Qemu {
     log: tempfile::NamedTempFile,
 }
 
-const QEMU: &str = "qemu-system-x86_64";
+/// The program.
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
 
 impl Qemu {
     /// The leanest microvm that this guest boots in: no firmware tables, no legacy timers and interrupt controllers, no
