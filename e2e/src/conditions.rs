@@ -1,9 +1,13 @@
-//! Under which conditions the figures were taken.
+//! Under which conditions the figures were taken, and what a bench has to do with its caller.
 
-use std::{env, process::Command};
+use std::{
+    env,
+    io::{Write, stderr},
+    process::Command,
+};
 
 use crate::Node;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use proto::cri::v1::VersionRequest;
 use serde_json::{Value, json};
 
@@ -44,6 +48,27 @@ pub async fn describe(node: &Node, load: &str, guest_kernel: &str) -> Result<Val
         "guest_kernel": guest_kernel,
         "qemu": said("qemu-system-x86_64", &["--version"]).lines().next(),
     }))
+}
+
+/// A number that the caller of the bench chose by an environment variable.
+///
+/// # Errors
+/// When it is none.
+pub fn count(variable: &str, default: usize) -> Result<usize> {
+    match env::var(variable) {
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("{variable}={text} is not a number")),
+        Err(_) => Ok(default),
+    }
+}
+
+/// Progress of a bench, for a person who waits.
+///
+/// # Errors
+/// Of standard error.
+pub fn say(text: &str) -> Result<()> {
+    Ok(writeln!(stderr(), "bench: {text}")?)
 }
 
 /// What a program prints; empty when there is none.

@@ -10,13 +10,16 @@ mod pods;
 mod ready;
 
 use std::{
-    env,
     io::{Write, stderr, stdout},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Churn, Figures, Node, churn, conditions, process::status_kib};
+use e2e::{
+    Churn, Figures, Node, churn,
+    conditions::{self, count, say},
+    process::status_kib,
+};
 use proto::machine::Stats;
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
@@ -188,18 +191,4 @@ fn churn_json(churned: &Churn) -> Value {
 
 fn daemon_rss(node: &Node) -> Result<u64> {
     status_kib(node.daemon_pid().context("the daemon's pid")?, "VmRSS")
-}
-
-fn count(variable: &str, default: usize) -> Result<usize> {
-    match env::var(variable) {
-        Ok(text) => text
-            .parse()
-            .with_context(|| format!("{variable}={text} is not a number")),
-        Err(_) => Ok(default),
-    }
-}
-
-/// Progress, for a person who waits.
-fn say(text: &str) -> Result<()> {
-    Ok(writeln!(stderr(), "bench: {text}")?)
 }

@@ -21,7 +21,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Figures, Node, conditions};
+use e2e::{
+    Figures, Node,
+    conditions::{self, count, say},
+};
 use serde_json::{Map, Value, json};
 use tokio::task::block_in_place;
 
@@ -321,18 +324,4 @@ impl Entry {
 
 fn names(entries: &[Entry]) -> Vec<&'static str> {
     entries.iter().map(Entry::name).collect()
-}
-
-fn count(variable: &str, default: usize) -> Result<usize> {
-    match env::var(variable) {
-        Ok(text) => text
-            .parse()
-            .with_context(|| format!("{variable}={text} is not a number")),
-        Err(_) => Ok(default),
-    }
-}
-
-/// Progress, for a person who waits.
-fn say(text: &str) -> Result<()> {
-    Ok(writeln!(stderr(), "bench: {text}")?)
 }
