@@ -20,7 +20,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use e2e::{
     Figures, Node,
     conditions::{self, count, say},
@@ -51,6 +51,20 @@ struct Entry {
     rates: Figures,
     network: Figures,
 }
+
+/// A figure of a runtime: its name in ratios and pictures, its series, the unit, and where an entry has it.
+type Figure = (&'static str, &'static str, &'static str, fn(&Entry) -> &Figures);
+
+const FIGURES: [Figure; 8] = [
+    ("sandbox", SANDBOX, "ms", |entry| &entry.times),
+    ("first_line", FIRST_LINE, "ms", |entry| &entry.times),
+    ("exec", EXEC, "ms", |entry| &entry.times),
+    ("remove", REMOVE, "ms", |entry| &entry.times),
+    ("memory", MEMORY, "KiB", |entry| &entry.memory),
+    ("tcp_flow", network::FLOW, "MiB/s", |entry| &entry.network),
+    ("round_trip", network::ROUND_TRIP, "ms", |entry| &entry.network),
+    ("pods_per_second", AT_ONCE, "1/s", |entry| &entry.rates),
+];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
@@ -236,8 +250,8 @@ fn report(
     if let Some(directory) = env::var_os("CLEARPOD_BENCH_PICTURES") {
         pictures(Path::new(&directory), entries, ours, qemu)?;
     }
-    let ours_kib = median(&entries[0].memory, MEMORY)?;
-    ensure!(entries[0].peer.name == OURS, "clearpod comes first");
+    let first = entries.first().filter(|entry| entry.peer.name == OURS);
+    let ours_kib = median(&first.context("clearpod comes first")?.memory, MEMORY)?;
     let report = json!({
         "conditions": conditions,
         "containerd": containerd.map(|containerd| &containerd.version),
@@ -266,24 +280,9 @@ fn ratios(entries: &[Entry], ours: &Figures, qemu: &Figures) -> Map<String, Valu
     };
     if let Some((first, peers)) = entries.split_first() {
         for entry in peers {
-            let peer = entry.peer.name;
-            for (figure, series) in [
-                ("sandbox", SANDBOX),
-                ("first_line", FIRST_LINE),
-                ("exec", EXEC),
-                ("remove", REMOVE),
-            ] {
-                insert(figure, peer, ratio(&first.times, &entry.times, series));
+            for (figure, series, _, of) in FIGURES {
+                insert(figure, entry.peer.name, ratio(of(first), of(entry), series));
             }
-            insert("memory", peer, ratio(&first.memory, &entry.memory, MEMORY));
-            for (figure, series) in [("tcp_flow", network::FLOW), ("round_trip", network::ROUND_TRIP)] {
-                insert(figure, peer, ratio(&first.network, &entry.network, series));
-            }
-            insert(
-                "pods_per_second",
-                peer,
-                ratio(&first.rates, &entry.rates, AT_ONCE),
-            );
         }
     }
     insert("boot", QEMU, ratio(ours, qemu, boot::TOTAL));
@@ -292,36 +291,14 @@ fn ratios(entries: &[Entry], ours: &Figures, qemu: &Figures) -> Map<String, Valu
 
 fn pictures(directory: &Path, entries: &[Entry], ours: &Figures, qemu: &Figures) -> Result<()> {
     fs_err::create_dir_all(directory)?;
-    let of = |figures: fn(&Entry) -> &Figures| -> Vec<_> {
-        let one = |entry| (Entry::name(entry), figures(entry));
-        entries.iter().map(one).collect()
-    };
-    let (times, memory) = (of(|entry| &entry.times), of(|entry| &entry.memory));
-    let (rates, network) = (of(|entry| &entry.rates), of(|entry| &entry.network));
-    for (name, series) in [
-        ("sandbox", SANDBOX),
-        ("first_line", FIRST_LINE),
-        ("exec", EXEC),
-        ("remove", REMOVE),
-    ] {
-        picture::draw(&directory.join(format!("{name}.svg")), series, "ms", &times)?;
+    for (figure, series, unit, of) in FIGURES {
+        let peers: Vec<_> = entries.iter().map(|entry| (entry.peer.name, of(entry))).collect();
+        picture::draw(&directory.join(format!("{figure}.svg")), series, unit, &peers)?;
     }
-    picture::draw(&directory.join("memory.svg"), MEMORY, "KiB", &memory)?;
-    picture::draw(&directory.join("pods_per_second.svg"), AT_ONCE, "1/s", &rates)?;
-    let flow = directory.join("tcp_flow.svg");
-    picture::draw(&flow, network::FLOW, "MiB/s", &network)?;
-    let round_trip = directory.join("round_trip.svg");
-    picture::draw(&round_trip, network::ROUND_TRIP, "ms", &network)?;
     let boots = [(OURS, ours), (QEMU, qemu)];
     picture::draw(&directory.join("boot.svg"), boot::TOTAL, "ms", &boots)
 }
 
-impl Entry {
-    fn name(&self) -> &'static str {
-        self.peer.name
-    }
-}
-
 fn names(entries: &[Entry]) -> Vec<&'static str> {
-    entries.iter().map(Entry::name).collect()
+    entries.iter().map(|entry| entry.peer.name).collect()
 }
