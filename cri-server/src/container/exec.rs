@@ -53,16 +53,20 @@ pub(crate) async fn exec_sync(
     let stop = node.stop.clone();
     let machine_gone = sandbox.machine_gone();
     node.tasks.spawn(async move {
+        let unwanted = async {
+            // The client has gone, or the daemon stops: nobody wants the output.
+            tokio::select! {
+                () = reply.closed() => {}
+                () = stop.cancelled() => {}
+            }
+        };
         let result = tokio::select! {
-            result = run.run(capture) => Some(result),
+            result = run.run(capture, unwanted) => result,
             // Without this a command without limit would be waited for in a guest that is no more.
             () = machine_gone => Some(Err(RequestError::WrongState {
                 operation,
                 reason: "its machine has ended".to_owned(),
             })),
-            // The client has gone, or the daemon stops: nobody wants the output.
-            () = reply.closed() => None,
-            () = stop.cancelled() => None,
         };
         run.exec.forget().await;
         if let Some(result) = result {
@@ -181,16 +185,30 @@ struct Run {
 }
 
 impl Run {
-    async fn run(&self, mut capture: Capture) -> Result<Executed, RequestError> {
-        let exec = &self.exec;
-        let exec_id = exec.id.exec_id.clone().unwrap_or_default();
-        if let Started::Ended { text, exit_code } = exec.start().await? {
-            return Ok(Executed {
+    /// `None` when the result is `unwanted`. A start is waited for all the same: forgotten before it had begun, the command
+    /// would run on for nobody.
+    async fn run(
+        &self,
+        capture: Capture,
+        unwanted: impl Future<Output = ()>,
+    ) -> Option<Result<Executed, RequestError>> {
+        match self.exec.start().await {
+            Ok(Started::Runs) => tokio::select! {
+                result = self.follow(capture) => Some(result),
+                () = unwanted => None,
+            },
+            Ok(Started::Ended { text, exit_code }) => Some(Ok(Executed {
                 stdout: Vec::new(),
                 stderr: text.into_bytes(),
                 exit_code,
-            });
+            })),
+            Err(error) => Some(Err(error)),
         }
+    }
+
+    async fn follow(&self, mut capture: Capture) -> Result<Executed, RequestError> {
+        let exec = &self.exec;
+        let exec_id = exec.id.exec_id.clone().unwrap_or_default();
         // Both at once: a process whose output nobody takes does not end.
         let mut captured = None;
         let ended = {

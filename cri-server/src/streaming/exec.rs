@@ -37,25 +37,36 @@ pub(super) async fn run(
     };
     exec.process.terminal = wanted.terminal;
     exec.process.stdin = wanted.stdin;
-    let closed = client.line.closed.clone();
     let outcome = tokio::select! {
-        ran = follow(&exec, wanted, client) => match ran {
-            Ok(exit_code) => Outcome::Exited(exit_code),
-            Err(error) => Outcome::Failed(chain(&error)),
-        },
+        outcome = attend(&exec, wanted, client) => outcome,
         () = machine_gone => Outcome::Failed("the container's machine has ended".to_owned()),
-        () = closed.cancelled() => Outcome::Gone,
     };
     // The client does not wait for it.
     node.tasks.spawn(async move { exec.forget().await });
     outcome
 }
 
-async fn follow(exec: &Exec, wanted: Wanted, client: &mut Client) -> Result<i32, RequestError> {
-    if let Started::Ended { text, exit_code } = exec.start().await? {
-        client.output.note(text).await;
-        return Ok(exit_code);
+/// A start is waited for even when the client has gone: forgotten before it had begun, the command would run on for nobody.
+async fn attend(exec: &Exec, wanted: Wanted, client: &mut Client) -> Outcome {
+    let closed = client.line.closed.clone();
+    let followed = match exec.start().await {
+        Ok(Started::Runs) => tokio::select! {
+            ended = follow(exec, wanted, client) => ended,
+            () = closed.cancelled() => return Outcome::Gone,
+        },
+        Ok(Started::Ended { text, exit_code }) => {
+            client.output.note(text).await;
+            Ok(exit_code)
+        }
+        Err(error) => Err(error),
+    };
+    match followed {
+        Ok(exit_code) => Outcome::Exited(exit_code),
+        Err(error) => Outcome::Failed(chain(&error)),
     }
+}
+
+async fn follow(exec: &Exec, wanted: Wanted, client: &mut Client) -> Result<i32, RequestError> {
     let stdin = if wanted.stdin {
         let opened = Stdin::open(&exec.dialer, &exec.id).await;
         Some(opened.map_err(RequestError::failed(exec.operation()))?)

@@ -44,23 +44,23 @@ impl Wire {
             .await
             .unwrap();
         let mut wire = Self { stream, next: 1 };
-        wire.send(SETTINGS, 0, 0, &[]).await;
+        wire.send(&frame(SETTINGS, 0, 0, &[])).await;
         wire
     }
 
-    async fn send(&mut self, kind: u8, flags: u8, stream: u8, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let header = [&length[1..], &[kind, flags, 0, 0, 0, stream]].concat();
-        self.stream.write_all(&[&header, payload].concat()).await.unwrap();
+    async fn send(&mut self, frames: &[u8]) {
+        self.stream.write_all(frames).await.unwrap();
     }
 
     /// The call Version with these fields.
     async fn version(&mut self, fields: &[u8]) -> Outcome {
         let stream = self.next;
         self.next += 2;
-        self.send(HEADERS, END_HEADERS, stream, fields).await;
+        let headers = frame(HEADERS, END_HEADERS, stream, fields);
         // An empty message: not compressed, no bytes.
-        self.send(DATA, END_STREAM, stream, &[0; 5]).await;
+        let message = frame(DATA, END_STREAM, stream, &[0; 5]);
+        // In one piece: after headers that it refuses the server takes nothing more, and may be gone.
+        self.send(&[headers, message].concat()).await;
         timeout(PATIENCE, self.outcome(stream))
             .await
             .expect("an outcome of the call")
@@ -85,6 +85,11 @@ impl Wire {
             }
         }
     }
+}
+
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
 }
 
 fn code(bytes: &[u8]) -> u32 {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use cri_server::guest::fake::{Fault, FaultPoint};
 use tonic::Code;
 
 use crate::support::{TestNode, eventually, refused};
@@ -79,6 +80,24 @@ async fn a_client_that_goes_takes_its_command_along() {
     })
     .await;
     assert!(node.exec(&container, &["true"], 0).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_while_its_command_starts_leaves_nothing_running() {
+    let (node, pod, container) = running().await;
+    let machine = node.host.machine(&pod).unwrap();
+    node.host.inject(FaultPoint::Call("Exec"), Fault::Late, 1);
+    let sleep = ["sleep", "infinity"];
+    let client = tokio::time::timeout(Duration::from_millis(100), node.exec(&container, &sleep, 0));
+    assert!(client.await.is_err());
+    eventually("the command has started", async || {
+        machine.agent().execs_begun() == 1
+    })
+    .await;
+    eventually("the command is killed", async || {
+        machine.agent().execs(&container).is_empty()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

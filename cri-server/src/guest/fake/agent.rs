@@ -46,6 +46,7 @@ struct Guest {
     updates: Vec<v1::UpdateContainerRequest>,
     /// What the daemon wanted to be online.
     processors: u32,
+    execs_begun: usize,
     sandbox_stats: v1::CgroupStats,
     interfaces: Vec<v1::InterfaceStats>,
     file_updates: Vec<v1::FilesSource>,
@@ -133,6 +134,12 @@ impl FakeAgent {
         lock(&self.state).updates.clone()
     }
 
+    /// How many processes have been exec'd, in all containers.
+    #[must_use]
+    pub fn execs_begun(&self) -> usize {
+        lock(&self.state).execs_begun
+    }
+
     /// Most processors that the daemon wanted to be online; 0 when it never said.
     #[must_use]
     pub fn processors(&self) -> u32 {
@@ -213,6 +220,31 @@ impl FakeAgent {
             Ok(()) => Ok(()),
             Err(Injected) => Err(refusal(ErrorCode::System, "a test wanted this", libc::EIO)),
         }
+    }
+
+    async fn exec(&self, request: v1::ExecRequest) -> Result<Response<v1::ExecResponse>, Status> {
+        self.gate("Exec").await?;
+        let init = self.find(&request.container_id, "")?;
+        if !matches!(init.state(), State::Running { .. }) {
+            return Err(refusal(ErrorCode::WrongState, "the container does not run", 0));
+        }
+        let process = request.process.unwrap_or_default();
+        let steps = script::parse(&process.args, &self.surroundings(&process))
+            .map_err(|errno| refusal(ErrorCode::Exec, &format!("execute {:?}", process.args), errno))?;
+        let exec = Arc::new(FakeProcess::new(steps, &process));
+        let mut state = lock(&self.state);
+        let container = state.containers.get_mut(&request.container_id);
+        let container = container.ok_or_else(|| no_container(&request.container_id))?;
+        if container.execs.contains_key(&request.exec_id) {
+            return Err(refusal(ErrorCode::AlreadyExists, "the exec id is in use", 0));
+        }
+        container.execs.insert(request.exec_id, Arc::clone(&exec));
+        state.execs_begun += 1;
+        exec.begin();
+        state.running.spawn(async move {
+            exec.run().await;
+        });
+        Ok(Response::new(v1::ExecResponse { pid: 43 }))
     }
 
     fn tell(&self, event: v1::watch_event::Event) {
@@ -440,28 +472,12 @@ impl Agent for Service {
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
-        self.0.gate("Exec").await?;
-        let request = request.into_inner();
-        let init = self.0.find(&request.container_id, "")?;
-        if !matches!(init.state(), State::Running { .. }) {
-            return Err(refusal(ErrorCode::WrongState, "the container does not run", 0));
-        }
-        let process = request.process.unwrap_or_default();
-        let steps = script::parse(&process.args, &self.0.surroundings(&process))
-            .map_err(|errno| refusal(ErrorCode::Exec, &format!("execute {:?}", process.args), errno))?;
-        let exec = Arc::new(FakeProcess::new(steps, &process));
-        let mut state = lock(&self.0.state);
-        let container = state.containers.get_mut(&request.container_id);
-        let container = container.ok_or_else(|| no_container(&request.container_id))?;
-        if container.execs.contains_key(&request.exec_id) {
-            return Err(refusal(ErrorCode::AlreadyExists, "the exec id is in use", 0));
-        }
-        container.execs.insert(request.exec_id, Arc::clone(&exec));
-        exec.begin();
-        state.running.spawn(async move {
-            exec.run().await;
-        });
-        Ok(Response::new(v1::ExecResponse { pid: 43 }))
+        // As the agent does it: to its end, also when the caller has gone.
+        let agent = Arc::clone(&self.0);
+        let started = tokio::spawn(async move { agent.exec(request.into_inner()).await });
+        started
+            .await
+            .unwrap_or_else(|ended| Err(refusal(ErrorCode::System, &ended.to_string(), 0)))
     }
 
     async fn remove_exec(

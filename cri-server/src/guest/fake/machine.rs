@@ -239,10 +239,8 @@ impl FakeMachine {
 
     async fn boot(self: Arc<Self>) {
         lock(&self.timeline).process_started_ns = monotonic_ns();
-        match self.host.fault(FaultPoint::Boot) {
-            Some(super::Fault::Fail) => return self.kill_agent(),
-            Some(super::Fault::Stall) => return,
-            None => {}
+        if let Err(Injected) = self.host.pass(FaultPoint::Boot).await {
+            return self.kill_agent();
         }
         if self.host.fault(FaultPoint::Kvm).is_some() {
             return self.kill(MachineExit::Exited(ExitReason::GuestUnrunnable));

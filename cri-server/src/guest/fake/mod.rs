@@ -21,6 +21,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -52,7 +53,11 @@ pub enum Fault {
     Fail,
     /// It never ends.
     Stall,
+    /// It goes well, half a second later.
+    Late,
 }
+
+const LATE: Duration = Duration::from_millis(500);
 
 /// The host: what is left when a daemon is killed.
 #[derive(Debug, Clone, Default)]
@@ -139,6 +144,10 @@ impl Shared {
             None => Ok(()),
             Some(Fault::Fail) => Err(Injected),
             Some(Fault::Stall) => std::future::pending().await,
+            Some(Fault::Late) => {
+                tokio::time::sleep(LATE).await;
+                Ok(())
+            }
         }
     }
 

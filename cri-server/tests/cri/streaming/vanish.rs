@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use cri_server::streaming::testing::{ClientEvent, SpdyClient};
+use cri_server::{
+    guest::fake::{Fault, FaultPoint},
+    streaming::testing::{ClientEvent, SpdyClient},
+};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -53,6 +56,25 @@ async fn a_websocket_client_that_goes_takes_its_command_along() {
     assert!(typed_until_it_stands(&mut talking).await < MOST_UNDER_WAY);
     talking.socket.get_ref().set_zero_linger().unwrap();
     drop(talking);
+    forgotten(&node, &pod, &container).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_while_its_command_starts_leaves_nothing_running() {
+    let (node, pod, container) = running().await;
+    node.host.inject(FaultPoint::Call("Exec"), Fault::Late, 1);
+    let url = exec_url(&node, &container, &["sleep", "infinity"], ALL)
+        .await
+        .unwrap();
+    let mut client = Channels::open(&url, V5).await;
+    // Greeted: from here on the command is started.
+    client.socket.next().await.unwrap().unwrap();
+    drop(client);
+    let machine = node.host.machine(&pod).unwrap();
+    eventually("the command has started", async || {
+        machine.agent().execs_begun() == 1
+    })
+    .await;
     forgotten(&node, &pod, &container).await;
 }
 
