@@ -283,8 +283,6 @@ fn launch_spec(node: &Node, plan: &SandboxPlan, prepared: Prepared) -> Result<La
             },
             memory_mib: plan.memory_mib,
             memory_hotplug_mib: plan.memory_hotplug_mib,
-            // virtiofsd maps it; whether a container will need that is not known yet.
-            memory_shared: true,
             control: Layout::CONTROL.into(),
             console: Console {
                 ring_bytes: defaults.console_kib * 1024,

@@ -89,7 +89,7 @@ pub(crate) fn boot(plan: Plan, process_started: u64) -> Result<Machine, BootErro
         let size = plan.hotplug_bytes;
         return Err(KvmError::AddressSpace { size }.into());
     }
-    let ram = memory::map_ram(layout, plan.memory_shared)?;
+    let ram = memory::map_ram(layout)?;
     let entry = payload::load(&plan, &ram, layout)?;
     let vm = Arc::new(Vm::new(&kvm, ram, layout, processors.address_bits())?);
     let vcpus = processors.create(&vm, entry)?;

@@ -20,7 +20,6 @@ fn config() -> MachineConfig {
         vcpus: Vcpus { boot: 1, max: 2 },
         memory_mib: 128,
         memory_hotplug_mib: 0,
-        memory_shared: false,
         control: "control.sock".into(),
         console: Console {
             ring_bytes: 65536,

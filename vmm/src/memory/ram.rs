@@ -1,19 +1,13 @@
 //! Guest RAM: mapped once, as large as it can ever become; given back to the host piece by piece.
 //!
-//! Private anonymous memory unless a process beside us is to map it: only private memory gets huge pages by the host's
-//! default, and a page of it is this process's alone. Shared memory is one sealed memfd for all ranges, so that a backend
-//! which was taken over cannot cut it off under us. Either way a page exists only from its first touch on, and not any more
-//! after [`discard`].
+//! Private anonymous memory: it gets huge pages by the host's default, and a page of it is this process's alone. A page exists
+//! only from its first touch on, and not any more after [`discard`].
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
-use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::layout::RamLayout;
 use super::{HUGE_PAGE, MemoryError, align, reserve};
@@ -21,45 +15,25 @@ use crate::devices::virtio::GuestMemory;
 
 const PROT: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 const PRIVATE: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-const SHARED: libc::c_int = libc::MAP_SHARED | libc::MAP_NORESERVE;
 const PAGE: u64 = 4096;
 
 /// Maps every range of `layout` without swap reservation, so that only what the guest touches is allocated.
 ///
 /// Each begins at a multiple of 2 MiB here as it does for the guest: only then can KVM map the host's huge pages as huge
 /// pages, and a boot takes twenty faults instead of seven thousand.
-pub(crate) fn map_ram(layout: RamLayout, shared: bool) -> Result<GuestMemory, MemoryError> {
+pub(crate) fn map_ram(layout: RamLayout) -> Result<GuestMemory, MemoryError> {
     let ranges = layout.ranges();
     let bytes = ranges.iter().map(|range| range.end - range.start).sum();
-    let failed = |source| MemoryError::Ram { bytes, source };
-    let file = shared.then(|| sealed_file(bytes)).transpose().map_err(failed)?;
     let mut regions = Vec::new();
-    let mut offset = 0;
     for range in ranges {
-        let backing = match &file {
-            Some(file) => Some(FileOffset::new(file.try_clone().map_err(failed)?, offset)),
-            None => None,
-        };
-        offset += range.end - range.start;
-        let region = map_range(&range, backing).map_err(failed)?;
+        let region = map_range(&range).map_err(|source| MemoryError::Ram { bytes, source })?;
         regions.push(region.ok_or(MemoryError::Regions { bytes })?);
     }
     GuestMemory::from_regions(regions).map_err(|_| MemoryError::Regions { bytes })
 }
 
-fn sealed_file(bytes: u64) -> io::Result<File> {
-    let file = File::from(memfd_create(
-        "guest-ram",
-        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
-    )?);
-    file.set_len(bytes)?;
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-    Ok(file)
-}
-
 /// `None`: the range does not fit the process's addresses.
-fn map_range(range: &Range<u64>, backing: Option<FileOffset>) -> io::Result<Option<GuestRegionMmap>> {
+fn map_range(range: &Range<u64>) -> io::Result<Option<GuestRegionMmap>> {
     let Ok(size) = usize::try_from(range.end - range.start) else {
         return Ok(None);
     };
@@ -67,30 +41,9 @@ fn map_range(range: &Range<u64>, backing: Option<FileOffset>) -> io::Result<Opti
         return Ok(None);
     };
     let start = align(reserve(reserved, PROT)?).as_ptr();
-    let flags = if let Some(backing) = &backing {
-        let offset = libc::off_t::try_from(backing.start()).map_err(io::Error::other)?;
-        let (file, flags) = (backing.file().as_raw_fd(), SHARED | libc::MAP_FIXED);
-        // SAFETY: MAP_FIXED replaces pages of our own reservation only: `start` is aligned within it, and it is `HUGE_PAGE`
-        // longer than `size`.
-        let mapped = unsafe { libc::mmap(start, size, PROT, flags, file, offset) };
-        if mapped == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // Huge pages where the host's shmem_enabled is "advise"; its default is "never", and then nothing comes of it.
-        // SAFETY: the advice is about the mapping just made, and changes no content.
-        let advised = unsafe { libc::madvise(start, size, libc::MADV_HUGEPAGE) };
-        tracing::debug!(advised, "shared guest memory asks for huge pages");
-        SHARED
-    } else {
-        PRIVATE
-    };
     let builder = MmapRegionBuilder::<()>::new(size)
         .with_mmap_prot(PROT)
-        .with_mmap_flags(flags);
-    let builder = match backing {
-        Some(backing) => builder.with_file_offset(backing),
-        None => builder,
-    };
+        .with_mmap_flags(PRIVATE);
     // SAFETY: `size` bytes from `start` on lie in the reservation, which is never unmapped: guest memory lives as long as the
     // process.
     let builder = unsafe { builder.with_raw_mmap_pointer(start.cast()) };
@@ -113,14 +66,9 @@ pub(crate) fn discard(memory: &GuestMemory, address: u64, bytes: u64) -> io::Res
         usize::try_from(bytes).map_err(io::Error::other)?,
     );
     let start = region.as_ptr().wrapping_add(offset);
-    let advice = if region.flags() & libc::MAP_SHARED == 0 {
-        libc::MADV_DONTNEED
-    } else {
-        libc::MADV_REMOVE
-    };
     // SAFETY: the bytes lie within a mapping of guest memory (checked above), which the guest can change at any time: nobody
     // holds a Rust reference into it, and zeros are as good a content as any.
-    let result = unsafe { libc::madvise(start.cast(), length, advice) };
+    let result = unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -144,52 +92,30 @@ mod tests {
 
     #[test]
     fn ram_has_the_layout_that_was_asked_for() {
-        for shared in [false, true] {
-            let memory = map_ram(RamLayout::new(4 * GIB, 128 * MIB), shared).unwrap();
-            assert_eq!(
-                ranges(&memory),
-                [(0, 3 * GIB), (4 * GIB, GIB), (6 * GIB, 128 * MIB)]
-            );
-            let host = memory.iter().map(|region| region.as_ptr().addr());
-            assert!(host.into_iter().all(|address| address.is_multiple_of(HUGE_PAGE)));
-        }
-    }
-
-    #[test]
-    fn shared_ram_is_one_file_whose_size_nobody_changes() {
-        let memory = map_ram(RamLayout::new(4 * GIB, 128 * MIB), true).unwrap();
-        memory.write_obj(0x1234_u32, GuestAddress(4 * GIB)).unwrap();
-        let region = memory.find_region(GuestAddress(4 * GIB)).unwrap();
-        let backing = region.file_offset().unwrap();
-        assert_eq!(backing.start(), 3 * GIB);
-        let mut bytes = [0; 4];
-        std::os::unix::fs::FileExt::read_exact_at(backing.file(), &mut bytes, 3 * GIB).unwrap();
-        assert_eq!(u32::from_le_bytes(bytes), 0x1234);
-        assert!(backing.file().set_len(MIB).is_err());
-        assert!(
-            map_ram(RamLayout::new(64 * MIB, 0), false)
-                .unwrap()
-                .iter()
-                .all(|region| region.file_offset().is_none())
+        let memory = map_ram(RamLayout::new(4 * GIB, 128 * MIB)).unwrap();
+        assert_eq!(
+            ranges(&memory),
+            [(0, 3 * GIB), (4 * GIB, GIB), (6 * GIB, 128 * MIB)]
         );
+        let host = memory.iter().map(|region| region.as_ptr().addr());
+        assert!(host.into_iter().all(|address| address.is_multiple_of(HUGE_PAGE)));
+        assert!(memory.iter().all(|region| region.file_offset().is_none()));
     }
 
     #[test]
     fn what_is_discarded_reads_as_zeros_and_its_neighbours_stay() {
-        for shared in [false, true] {
-            let memory = map_ram(RamLayout::new(64 * MIB, 0), shared).unwrap();
-            for page in 0..4 {
-                memory.write_obj(page + 1, GuestAddress(page * PAGE)).unwrap();
-            }
-            discard(&memory, PAGE, 2 * PAGE).unwrap();
-            let left = (0..4).map(|page| memory.read_obj::<u64>(GuestAddress(page * PAGE)).unwrap());
-            assert_eq!(left.collect::<Vec<_>>(), [1, 0, 0, 4]);
+        let memory = map_ram(RamLayout::new(64 * MIB, 0)).unwrap();
+        for page in 0..4 {
+            memory.write_obj(page + 1, GuestAddress(page * PAGE)).unwrap();
         }
+        discard(&memory, PAGE, 2 * PAGE).unwrap();
+        let left = (0..4).map(|page| memory.read_obj::<u64>(GuestAddress(page * PAGE)).unwrap());
+        assert_eq!(left.collect::<Vec<_>>(), [1, 0, 0, 4]);
     }
 
     #[test]
     fn only_whole_pages_of_one_range_are_discarded() {
-        let memory = map_ram(RamLayout::new(64 * MIB, 128 * MIB), false).unwrap();
+        let memory = map_ram(RamLayout::new(64 * MIB, 128 * MIB)).unwrap();
         memory.write_obj(1_u8, GuestAddress(0)).unwrap();
         for (address, bytes) in [
             (1, PAGE),

@@ -91,7 +91,6 @@ impl Guest {
             vcpus: Vcpus { boot: 1, max: 1 },
             memory_mib: 128,
             memory_hotplug_mib: 0,
-            memory_shared: false,
             control: "control".into(),
             console: Console {
                 ring_bytes: 1 << 16,

@@ -139,12 +139,6 @@ impl FakeMachine {
         self.layout.id()
     }
 
-    /// What the Machine was started with; descriptors are indices. `None` for a host pod's shim.
-    #[must_use]
-    pub fn config(&self) -> Option<&MachineConfig> {
-        self.config.as_ref()
-    }
-
     /// The fake guest's agent: what the daemon told it.
     #[must_use]
     pub fn agent(&self) -> &FakeAgent {
