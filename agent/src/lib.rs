@@ -18,6 +18,7 @@
 //! Invariants: the agent never trusts a container (paths, sizes, files are checked); the agent never ends while the guest
 //! runs; an error that the daemon must tell apart has a code of its own.
 
+mod apparmor;
 pub mod boot;
 mod cgroup;
 mod clock;
@@ -40,6 +41,7 @@ mod shutdown;
 mod stats;
 mod stdio;
 mod sys;
+mod user_namespace;
 
 pub use error::Failure;
 pub use init::{STAGE_ARGUMENT, stage_main};

@@ -2,8 +2,10 @@
 //!
 //! Wiring only. What the parts do is in their modules; nothing here decides.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use proto::agent::v1::ErrorCode;
 use tokio::sync::Mutex;
@@ -18,7 +20,8 @@ use crate::disk::pci::PciBus;
 use crate::error::{Context as _, Failure};
 use crate::events::Events;
 use crate::reaper::Reaper;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, sysctl};
+use crate::user_namespace::{self, UserNamespace};
 
 /// Where the agent works. A guest has one answer to each; tests bring their own.
 #[derive(Debug, Clone)]
@@ -65,6 +68,7 @@ pub(crate) struct Pod {
     /// Every task of the agent.
     pub(crate) tasks: TaskTracker,
     pid_namespace: SharedPidNamespace,
+    user_namespace: OnceLock<UserNamespace>,
 }
 
 /// Descriptors of stages are moved above the ones that they get in a fixed place.
@@ -96,6 +100,7 @@ impl Pod {
             executable: own_executable()?,
             tasks: TaskTracker::new(),
             pid_namespace: SharedPidNamespace::default(),
+            user_namespace: OnceLock::new(),
             settings,
         })
     }
@@ -106,6 +111,30 @@ impl Pod {
     /// `WrongState` before ConfigureSandbox.
     pub(crate) async fn scratch(&self) -> Result<PathBuf, Failure> {
         self.sandbox.lock().await.scratch()
+    }
+
+    /// That of the pod's containers, if the sandbox was configured with one.
+    pub(crate) fn user_namespace(&self) -> Option<&UserNamespace> {
+        self.user_namespace.get()
+    }
+
+    /// Sets kernel parameters, of which those of the pod's namespaces are its root's.
+    ///
+    /// # Errors
+    /// As [`sysctl::apply`].
+    pub(crate) fn set_sysctls(&self, sysctls: &HashMap<String, String>) -> Result<(), Failure> {
+        match self.user_namespace() {
+            Some(namespace) if !sysctls.is_empty() => {
+                let sysctls = user_namespace::sysctls(sysctls, namespace.map)?;
+                namespace.as_root(|| sysctl::apply(&self.settings.proc, &sysctls))
+            }
+            _ => sysctl::apply(&self.settings.proc, sysctls),
+        }
+    }
+
+    /// The first one stays.
+    pub(crate) fn set_user_namespace(&self, namespace: UserNamespace) {
+        self.user_namespace.get_or_init(|| namespace);
     }
 
     /// A process of the pod's shared PID namespace, which is made when it is first asked for.

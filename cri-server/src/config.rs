@@ -130,6 +130,8 @@ pub struct ContainerDefaults {
     pub file_kib: u64,
     /// RLIMIT_NOFILE, soft and hard.
     pub nofile: (u64, u64),
+    /// Where the host's kernel shows AppArmor.
+    pub apparmor: PathBuf,
 }
 
 /// Seconds; none may be 0.
@@ -244,6 +246,7 @@ impl Default for ContainerDefaults {
             files_total_kib: 4 * 1024,
             file_kib: 1024,
             nofile: (1024, 1024 * 1024),
+            apparmor: "/sys/kernel/security/apparmor".into(),
         }
     }
 }

@@ -10,8 +10,11 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "failpoints")]
 pub mod failpoint;
+#[cfg(feature = "testing")]
+pub mod fuzzing;
 pub mod guest;
 pub mod host;
+pub mod id_map;
 pub mod image;
 pub mod machine;
 pub mod network;

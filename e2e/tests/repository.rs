@@ -1,7 +1,7 @@
 //! The repository's own promises: documents name files that exist, crates depend on what they may. Needs nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -87,5 +87,52 @@ fn crates_depend_only_on_what_they_may() -> Result<()> {
         ("vmm", vec!["proto"]),
     ]);
     ensure!(ours == wanted, "{ours:?}");
+    Ok(())
+}
+
+/// What stands between each `before` and the quotation mark after it.
+fn quoted_after<'t>(text: &'t str, before: &'t str) -> impl Iterator<Item = String> + 't {
+    let named = text.split(before).skip(1);
+    named.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()))
+}
+
+fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(sources(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn the_daemon_is_killed_at_every_point_that_it_has() -> Result<()> {
+    if !root().join("Cargo.toml").exists() {
+        return Ok(());
+    }
+    let mut points = BTreeSet::new();
+    for source in sources(&root().join("cri-server/src"))? {
+        let text = fs_err::read_to_string(source)?;
+        points.extend(quoted_after(&text, "failpoint::reached(\""));
+    }
+    ensure!(
+        !points.is_empty(),
+        "no source names a point: the test reads them wrongly"
+    );
+    for test in ["cri-server/tests/crash/main.rs", "e2e/tests/crash.rs"] {
+        let text = fs_err::read_to_string(root().join(test))?;
+        // Its lists stand before the first test.
+        let (lists, _) = text.split_once("#[tokio::test").context("a test")?;
+        let lists = lists.split_once("const START").context("a list")?.1;
+        let killed_at: BTreeSet<String> = lists.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+        ensure!(
+            killed_at == points,
+            "{test} kills at {killed_at:?}, and there are {points:?}"
+        );
+    }
     Ok(())
 }

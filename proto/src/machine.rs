@@ -22,13 +22,18 @@ pub struct MachineConfig {
     pub version: u32,
     /// The sandbox's id; names the process's threads and log lines.
     pub id: String,
-    /// Uncompressed ELF with a PVH note.
-    pub kernel: FileSource,
+    /// Uncompressed ELF with a PVH note. Kernel and initramfs are there unless there is a snapshot.
+    #[serde(default)]
+    pub kernel: Option<FileSource>,
     /// cpio archive (newc) with the agent as /init.
-    pub initramfs: FileSource,
-    /// Appended to the words that the VMM itself needs.
+    #[serde(default)]
+    pub initramfs: Option<FileSource>,
+    /// Appended to the words that the VMM itself needs. A guest from a snapshot has had its command line.
     #[serde(default)]
     pub command_line: String,
+    /// Goes on from here instead of booting.
+    #[serde(default)]
+    pub snapshot: Option<Snapshot>,
     /// Processors.
     pub vcpus: Vcpus,
     /// Guest memory in MiB.
@@ -47,6 +52,53 @@ pub struct MachineConfig {
     /// Present from the start, in this order.
     #[serde(default)]
     pub devices: Vec<Device>,
+}
+
+impl MachineConfig {
+    /// The files that are no device's, with the fields that name them.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &FileSource)> {
+        let snapshot = self.snapshot.as_ref();
+        [
+            ("kernel", self.kernel.as_ref()),
+            ("initramfs", self.initramfs.as_ref()),
+            ("snapshot.memory", snapshot.map(|snapshot| &snapshot.memory)),
+            ("snapshot.state", snapshot.map(|snapshot| &snapshot.state)),
+        ]
+        .into_iter()
+        .filter_map(|(field, source)| Some((field, source?)))
+    }
+
+    /// Likewise, to be changed.
+    pub fn files_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut FileSource)> {
+        let (memory, state) = match &mut self.snapshot {
+            Some(snapshot) => (Some(&mut snapshot.memory), Some(&mut snapshot.state)),
+            None => (None, None),
+        };
+        [
+            ("kernel", self.kernel.as_mut()),
+            ("initramfs", self.initramfs.as_mut()),
+            ("snapshot.memory", memory),
+            ("snapshot.state", state),
+        ]
+        .into_iter()
+        .filter_map(|(field, source)| Some((field, source?)))
+    }
+}
+
+/// A guest that was saved, to go on in a Machine of the same shape: processors, memory and vsock (yes or no) of the
+/// configuration are those of the saved Machine, and [`MachineConfig::devices`] begins with the devices that it had. Its
+/// memory is private; further devices are added before the guest goes on, and it finds them when it rescans its bus.
+///
+/// Any number of Machines can start from the same files, which must not change as long as one of them lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// What [`Request::Snapshot`] wrote as `memory`: mapped, and read as the guest touches it.
+    pub memory: FileSource,
+    /// What it wrote as `state`.
+    pub state: FileSource,
+    /// What it was told as `origin`. Another one is refused.
+    pub origin: String,
 }
 
 /// Processors of a Machine.
@@ -219,6 +271,24 @@ pub enum Request {
     Console {},
     /// Counters.
     Stats {},
+    /// Halts all processors. The host's time goes on, and so does the guest's clock.
+    Pause {},
+    /// Lets them go on.
+    Resume {},
+    /// Writes a paused Machine down, which stays as it is. Every device but memory device and balloon is refused by name, and
+    /// no vsock connection goes along: a guest that goes on from a snapshot is told that its connections are lost.
+    ///
+    /// A path is made anew and must not exist; a descriptor is that of an empty file. After an error what was written is no
+    /// snapshot.
+    Snapshot {
+        /// For guest memory: as long as all of it, with holes where it is zero.
+        memory: FileSource,
+        /// For everything else.
+        state: FileSource,
+        /// Names what the guest was made of (kernel, initramfs, configuration): 1 to 256 bytes that whoever goes on from the
+        /// snapshot has to name, too.
+        origin: String,
+    },
     /// Ends the Machine at once.
     Stop {},
 }
@@ -234,7 +304,7 @@ pub enum Response {
         /// "0000:00:05.0"
         pci_address: String,
     },
-    /// To `RemoveDevice`, `ResizeMemory`, `ResizeBalloon` and `Stop`.
+    /// To `RemoveDevice`, `ResizeMemory`, `ResizeBalloon`, `Pause`, `Resume`, `Snapshot` and `Stop`.
     Done {},
     /// To `Console`; bytes that are not UTF-8 are replaced.
     Console {
@@ -333,6 +403,8 @@ pub enum ExitReason {
     GuestPanic,
     /// KVM could not run the guest: emulation failure, unknown exit.
     GuestUnrunnable,
+    /// The snapshot cannot be gone on from here; a boot may work.
+    SnapshotRefused,
     /// A code that no VMM of this version uses, or a signal.
     Other(i32),
 }
@@ -347,6 +419,7 @@ impl ExitReason {
             Self::BadConfig => 2,
             Self::GuestPanic => 3,
             Self::GuestUnrunnable => 4,
+            Self::SnapshotRefused => 5,
             Self::Other(code) => code,
         }
     }
@@ -360,6 +433,7 @@ impl ExitReason {
             2 => Self::BadConfig,
             3 => Self::GuestPanic,
             4 => Self::GuestUnrunnable,
+            5 => Self::SnapshotRefused,
             other => Self::Other(other),
         }
     }
@@ -401,6 +475,7 @@ mod tests {
             "vcpus":{"boot":1,"max":1},"memory_mib":128,"control":"c","console":{"ring_bytes":4096}}"#;
         let config: MachineConfig = serde_json::from_str(text).unwrap();
         assert_eq!(config.memory_hotplug_mib, 0);
+        assert_eq!(config.snapshot, None);
         let stats: Stats = serde_json::from_str(r#"{"exits":{}}"#).unwrap();
         assert_eq!(stats, Stats::default());
     }
@@ -418,6 +493,19 @@ mod tests {
         assert_eq!(device.source(), Some(&FileSource::Fd(7)));
         let balloon = Device::Balloon { id: "b".to_owned() };
         assert_eq!((balloon.id(), balloon.source()), ("b", None));
+    }
+
+    #[test]
+    fn the_files_of_a_snapshot_are_among_those_of_its_configuration() {
+        let text = r#"{"version":1,"id":"a","snapshot":{"memory":{"fd":0},"state":{"fd":1},"origin":"o"},
+            "vcpus":{"boot":1,"max":1},"memory_mib":128,"control":"c","console":{"ring_bytes":4096}}"#;
+        let mut config: MachineConfig = serde_json::from_str(text).unwrap();
+        config
+            .files_mut()
+            .for_each(|(_, source)| *source = FileSource::Fd(7));
+        let files: Vec<_> = config.files().collect();
+        let seven = FileSource::Fd(7);
+        assert_eq!(files, [("snapshot.memory", &seven), ("snapshot.state", &seven)]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::devices::function::MachineFunction;
 use crate::devices::i8042::I8042;
-use crate::devices::serial::{self, SerialPort};
+use crate::devices::serial::{self, SavedSerial, SerialPort};
 use crate::event_loop::{Mailbox, Message};
 use crate::exit::GuestEnd;
 use crate::kvm::CoalescedWrites;
@@ -43,6 +43,16 @@ impl Bus {
     /// From now on writes to the PCI address register come through `writes`.
     pub(crate) fn collect_address_writes(&self, writes: Option<CoalescedWrites>) {
         *self.collected.lock().unwrap_or_else(PoisonError::into_inner) = writes;
+    }
+
+    /// What a snapshot keeps of the serial port.
+    pub(crate) fn save_serial(&self) -> SavedSerial {
+        self.serial().save()
+    }
+
+    /// Replays the writes that KVM has collected.
+    pub(crate) fn catch_up(&self) {
+        self.pci_in_order(|_| {});
     }
 
     /// The PCI bus. Whoever holds it must not wait for the event loop.

@@ -14,6 +14,7 @@ use proto::machine::{CONFIG_VERSION, MachineConfig, Vcpus, Vsock};
 use self::device::{check_devices, check_id};
 use crate::files::{self, Descriptors, FileError};
 use crate::memory::layout::COMMAND_LINE_SIZE;
+use crate::snapshot::state::Shape;
 use crate::x86_64::command_line;
 
 pub(crate) use self::device::{
@@ -24,10 +25,6 @@ pub(crate) use self::device::{
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) id: String,
-    pub(crate) kernel: File,
-    pub(crate) initramfs: File,
-    /// Complete.
-    pub(crate) command_line: String,
     pub(crate) vcpus: Vcpus,
     pub(crate) memory_bytes: u64,
     pub(crate) hotplug_bytes: u64,
@@ -36,6 +33,37 @@ pub(crate) struct Plan {
     pub(crate) console_dump: Option<PathBuf>,
     pub(crate) vsock: Option<Vsock>,
     pub(crate) devices: Vec<PreparedDevice>,
+}
+
+impl Plan {
+    /// What a guest sees of it for good.
+    pub(crate) fn shape(&self) -> Shape {
+        Shape::of(self.vcpus, self.memory_bytes, self.hotplug_bytes)
+    }
+}
+
+/// How the guest comes to run.
+#[derive(Debug)]
+pub(crate) enum Beginning {
+    Boot(Payload),
+    Snapshot(SnapshotFiles),
+}
+
+/// What a guest boots from.
+#[derive(Debug)]
+pub(crate) struct Payload {
+    pub(crate) kernel: File,
+    pub(crate) initramfs: File,
+    /// Complete.
+    pub(crate) command_line: String,
+}
+
+/// What a guest goes on from.
+#[derive(Debug)]
+pub(crate) struct SnapshotFiles {
+    pub(crate) memory: File,
+    pub(crate) state: File,
+    pub(crate) origin: String,
 }
 
 /// Why a configuration is refused.
@@ -72,11 +100,13 @@ const HOTPLUG_UNIT_MIB: u64 = 128;
 const CONSOLE_BYTES: std::ops::RangeInclusive<u32> = 4096..=(16 << 20);
 /// The MP table's APIC ids have eight bits, and one is the IOAPIC's.
 const VCPUS_MAX: u8 = 254;
+/// Room for a few digests.
+const ORIGIN_BYTES: std::ops::RangeInclusive<usize> = 1..=256;
 /// A configuration is a few kilobytes; one per image layer is the most that it grows.
 const FILE_LIMIT: u64 = 1 << 20;
 
 /// Reads and checks the file at `path`.
-pub(crate) fn load(path: &Path) -> Result<Plan, ConfigError> {
+pub(crate) fn load(path: &Path) -> Result<(Plan, Beginning), ConfigError> {
     let read = |source| ConfigError::Read {
         path: path.to_owned(),
         source,
@@ -144,7 +174,43 @@ fn check(config: &MachineConfig) -> Result<(), ConfigError> {
         );
         return field("command_line", problem);
     }
+    check_beginning(config)?;
     check_devices(&config.devices).map_err(ConfigError::Device)
+}
+
+/// A guest boots from kernel and initramfs, or goes on from a snapshot, which has had all that belongs to a boot.
+fn check_beginning(config: &MachineConfig) -> Result<(), ConfigError> {
+    let field = |field, problem: &str| {
+        let problem = problem.to_owned();
+        Err(ConfigError::Field { field, problem })
+    };
+    let Some(snapshot) = &config.snapshot else {
+        return match (&config.kernel, &config.initramfs) {
+            (Some(_), Some(_)) => Ok(()),
+            (None, _) => field("kernel", "there is neither a kernel nor a snapshot"),
+            (_, None) => field("initramfs", "there is neither an initramfs nor a snapshot"),
+        };
+    };
+    let had = "the guest of a snapshot has booted already";
+    if config.kernel.is_some() {
+        return field("kernel", had);
+    }
+    if config.initramfs.is_some() {
+        return field("initramfs", had);
+    }
+    if !config.command_line.is_empty() {
+        return field("command_line", had);
+    }
+    match origin_problem(&snapshot.origin) {
+        Some(problem) => field("snapshot.origin", &problem),
+        None => Ok(()),
+    }
+}
+
+/// What is wrong with the name of a snapshot's origin.
+pub(crate) fn origin_problem(origin: &str) -> Option<String> {
+    let bytes = origin.len();
+    (!ORIGIN_BYTES.contains(&bytes)).then(|| format!("{bytes} bytes are not within {ORIGIN_BYTES:?}"))
 }
 
 fn complete_command_line(config: &MachineConfig) -> String {
@@ -153,20 +219,15 @@ fn complete_command_line(config: &MachineConfig) -> String {
 }
 
 /// Opens the files of a checked configuration.
-fn prepare(config: MachineConfig, descriptors: &mut Descriptors) -> Result<Plan, ConfigError> {
-    let file = |field| move |source| ConfigError::File { field, source };
-    let kernel = files::open(&config.kernel, descriptors, false).map_err(file("kernel"))?;
-    let initramfs = files::open(&config.initramfs, descriptors, false).map_err(file("initramfs"))?;
+fn prepare(config: MachineConfig, descriptors: &mut Descriptors) -> Result<(Plan, Beginning), ConfigError> {
+    let beginning = prepare_beginning(&config, descriptors)?;
     let devices = config
         .devices
         .iter()
         .map(|device| prepare_device(device, descriptors));
     let devices = devices.collect::<Result<_, _>>()?;
-    Ok(Plan {
-        command_line: complete_command_line(&config),
+    let plan = Plan {
         id: config.id,
-        kernel,
-        initramfs,
         vcpus: config.vcpus,
         memory_bytes: config.memory_mib << 20,
         hotplug_bytes: config.memory_hotplug_mib << 20,
@@ -175,6 +236,38 @@ fn prepare(config: MachineConfig, descriptors: &mut Descriptors) -> Result<Plan,
         console_dump: config.console.dump,
         vsock: config.vsock,
         devices,
+    };
+    Ok((plan, beginning))
+}
+
+fn prepare_beginning(
+    config: &MachineConfig,
+    descriptors: &mut Descriptors,
+) -> Result<Beginning, ConfigError> {
+    let mut opened = Vec::new();
+    for (field, source) in config.files() {
+        let file = files::open(source, descriptors, false);
+        opened.push(file.map_err(|source| ConfigError::File { field, source })?);
+    }
+    // Two files either way (`check_beginning`), in the order of `files`.
+    let Ok([first, second]) = <[File; 2]>::try_from(opened) else {
+        let problem = "kernel and initramfs, or memory and state".to_owned();
+        return Err(ConfigError::Field {
+            field: "snapshot",
+            problem,
+        });
+    };
+    Ok(match &config.snapshot {
+        Some(snapshot) => Beginning::Snapshot(SnapshotFiles {
+            memory: first,
+            state: second,
+            origin: snapshot.origin.clone(),
+        }),
+        None => Beginning::Boot(Payload {
+            kernel: first,
+            initramfs: second,
+            command_line: complete_command_line(config),
+        }),
     })
 }
 

@@ -26,6 +26,14 @@ pub(crate) enum FileError {
     NotInherited(u32),
     #[error("descriptor {0} is used twice")]
     UsedTwice(u32),
+    #[error("cannot make {path}")]
+    Create {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("descriptor {0} is that of no empty file")]
+    NotEmpty(u32),
     #[error("descriptor {index} does not exist: {count} came with the request")]
     NotSent { index: u32, count: usize },
 }
@@ -112,6 +120,30 @@ pub(crate) fn open(
                 })
         }
         FileSource::Fd(number) => descriptors.take(*number),
+    }
+}
+
+/// A new file for `source`, to be written: a path that does not exist yet, or a descriptor of an empty file.
+pub(crate) fn create(source: &FileSource, descriptors: &mut Descriptors) -> Result<File, FileError> {
+    match source {
+        FileSource::Path(path) => {
+            let made = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(path);
+            made.map_err(|source| FileError::Create {
+                path: path.clone(),
+                source,
+            })
+        }
+        FileSource::Fd(number) => {
+            let file = descriptors.take(*number)?;
+            let empty = file
+                .metadata()
+                .is_ok_and(|found| found.is_file() && found.len() == 0);
+            empty.then_some(file).ok_or(FileError::NotEmpty(*number))
+        }
     }
 }
 

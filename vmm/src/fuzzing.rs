@@ -1,6 +1,7 @@
 //! Entry points of the fuzz targets in `vmm/fuzz`: a guest that does what the input says. No KVM.
 
 mod devices;
+mod snapshot;
 
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,7 @@ use crate::pci::transport::{Services, SharedDevice, VirtioFunction};
 pub use self::devices::{
     balloon_pages, block_request, fs_bounce, fs_orphan, mem_request, net_tx, vsock_packet,
 };
+pub use self::snapshot::snapshot_state;
 
 const MEMORY: usize = 1 << 16;
 /// Operation, address, length of the data that follows.

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! config ── Plan ──▶ boot ── Machine ──▶ machine (event loop) ── Ending ──▶ exit code
+//!              └───▶ boot::restore ──┘      └── snapshot ──▶ memory and state files
 //! ```
 //!
 //! | thread       | does                                                                            |
 //! |--------------|---------------------------------------------------------------------------------|
 //! | main         | the event loop: devices, control socket, signals; owns the Machine              |
-//! | vcpu0, ...   | run the guest; answer its port and memory accesses (`bus`)                      |
+//! | vcpu0, ...   | run the guest; answer its port and memory accesses (`bus`); none while paused   |
 //! | blk-ID       | one per active disk: its requests                                               |
 //! | vhost-user   | one exchange with a file system's backend; the event loop waits, 5 s at most    |
 //!
@@ -31,6 +32,7 @@ pub mod log;
 mod machine;
 mod memory;
 mod pci;
+mod snapshot;
 mod vcpu;
 mod x86_64;
 
@@ -38,6 +40,8 @@ use std::path::Path;
 
 use proto::machine::ExitReason;
 
+use self::boot::BootError;
+use self::config::Beginning;
 pub use self::exit::Ending;
 
 /// Runs the Machine that the file at `config` describes, until it ends.
@@ -45,12 +49,19 @@ pub use self::exit::Ending;
 pub fn run(config: &Path) -> Ending {
     let process_started = clock::monotonic_ns();
     files::allow_many();
-    let plan = match config::load(config) {
-        Ok(plan) => plan,
+    let (plan, beginning) = match config::load(config) {
+        Ok(planned) => planned,
         Err(error) => return ending(ExitReason::BadConfig, &error),
     };
-    match boot::boot(plan, process_started) {
+    let machine = match &beginning {
+        Beginning::Boot(payload) => boot::boot(plan, payload, process_started),
+        Beginning::Snapshot(files) => boot::restore(plan, files, process_started),
+    };
+    // The guest has what it needs of the files.
+    drop(beginning);
+    match machine {
         Ok(machine) => machine.run(),
+        Err(error @ BootError::Snapshot(_)) => ending(ExitReason::SnapshotRefused, &error),
         Err(error) => ending(ExitReason::Failed, &error),
     }
 }

@@ -2,6 +2,7 @@
 
 mod devices;
 mod guest;
+mod snapshot;
 
 use std::fs;
 use std::io::{Read, Write};

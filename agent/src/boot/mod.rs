@@ -91,7 +91,7 @@ pub fn prepare() -> Result<AgentHandle, Failure> {
     mounts::mount_all()?;
     console::open()?;
     let settings = Settings::guest();
-    network::loopback_up(&settings.sysfs)?;
+    network::loopback_up()?;
     AgentHandle::new(settings)
 }
 

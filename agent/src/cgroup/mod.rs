@@ -13,6 +13,7 @@ pub(crate) mod stats;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ const POD: &str = "pod";
 const SWAP_MAX: &str = "memory.swap.max";
 /// How long the kernel may take to end killed processes before their cgroup counts as stuck.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
+/// Where the kernel lists what a delegated cgroup's owner owns.
+const DELEGATED: &str = "/sys/kernel/cgroup/delegate";
 const EMPTY_POLL: Duration = Duration::from_millis(2);
 
 /// The pod's cgroup.
@@ -197,6 +200,23 @@ impl Cgroup {
         sys::bpf::attach_device_program(self.open()?, program).context(ErrorCode::Cgroup, || {
             format!("attach a device filter to {}", self.path.display())
         })
+    }
+
+    /// Hands it to an owner who may divide it: the files that the kernel names for that, cgroup-v2.rst, "Delegation".
+    ///
+    /// # Errors
+    /// `Cgroup`.
+    pub(crate) fn delegate(&self, uid: u32, gid: u32) -> Result<(), Failure> {
+        let named = files::text(DELEGATED.as_ref());
+        let files = named.split_whitespace().map(|name| self.path.join(name));
+        for path in [self.path.clone()].into_iter().chain(files) {
+            match chown(&path, Some(uid), Some(gid)) {
+                // Of a controller that is not on.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                given => given.context(ErrorCode::Cgroup, || format!("give {} to {uid}", path.display()))?,
+            }
+        }
+        Ok(())
     }
 
     /// Kills every process in it.

@@ -2,27 +2,33 @@
 //! step fails.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use proto::agent::v1::{CreateContainerRequest, CreateContainerResponse, Device, ErrorCode};
+use proto::agent::v1::mount::Source;
+use proto::agent::v1::{
+    CreateContainerRequest, CreateContainerResponse, Device, ErrorCode, Mount as WireMount,
+};
 use tokio::sync::Mutex as AsyncMutex;
 
+use crate::apparmor;
 use crate::cgroup::{Cgroup, device_filter};
 use crate::container::exec::Execs;
 use crate::container::plan::{PidPlan, Plan};
 use crate::container::process::Process;
 use crate::container::stage::{self, PidNamespace, Place, Ready};
 use crate::container::state::State;
-use crate::container::volumes::Held;
+use crate::container::volumes::{Held, User};
 use crate::container::{Container, mount_plan, plan, watch_oom};
 use crate::disk::Lease;
 use crate::disk::pci::PciAddress;
 use crate::error::{Context as _, Failure};
-use crate::init::order::{ContainerOrder, DeviceNode, Order, Rootfs};
+use crate::init::order::{self, ContainerOrder, DeviceNode, Mount, Order, Rootfs};
 use crate::pod::Pod;
 use crate::stats::writable::Writable;
 use crate::stdio::process::{self as streams, Outputs, ProcessStdio};
+use crate::user_namespace::UserNamespace;
 
 /// What a container holds of the pod, in the order in which it was acquired.
 #[derive(Debug, Default)]
@@ -83,37 +89,21 @@ async fn build(
     request: &CreateContainerRequest,
     holdings: &mut Holdings,
 ) -> Result<Built, Failure> {
-    let plan = Plan::new(request)?;
+    let mut plan = Plan::new(request)?;
+    apparmor::load(&pod.settings.sysfs, &plan.apparmor_policy)?;
     let rootfs = acquire_rootfs(pod, request, holdings).await?;
-    let mut mounts = Vec::new();
-    for (index, mount) in plan.mounts.iter().enumerate() {
-        let field = mount_field(request, mount, index);
-        let source = pod
-            .volumes
-            .source(
-                &pod.disks,
-                &field,
-                &request.container_id,
-                mount,
-                &mut holdings.volumes,
-            )
-            .await?;
-        mounts.push(mount_plan::mount(&field, mount, source)?);
-    }
-    let mut devices = if plan.privileged {
-        super::lifecycle::all_devices()
-    } else {
-        Vec::new()
-    };
-    for (index, device) in request.devices.iter().enumerate() {
-        devices.push(resolve_device(pod, &format!("devices[{index}]"), device).await?);
-    }
-    crate::sandbox::sysctl::apply(&pod.settings.proc, &request.sysctls)?;
+    let mounts = acquire_mounts(pod, request, &plan, holdings).await?;
+    let devices = devices(pod, request, &plan).await?;
+    pod.set_sysctls(&request.sysctls)?;
     let cgroup = pod.cgroup.container(&request.container_id)?;
     holdings.cgroup = Some(cgroup.path().to_owned());
     cgroup.limit(&request.resources.clone().unwrap_or_default())?;
-    if !plan.privileged {
-        cgroup.filter_devices(&device_filter::program(&devices))?;
+    plan.process.id_map = pod.user_namespace().map(|namespace| namespace.map);
+    match plan.process.id_map {
+        // It can write to /sys/fs/cgroup and is to find itself the owner there.
+        Some(map) if plan.privileged => cgroup.delegate(map.uids.outside, map.gids.outside)?,
+        _ if plan.privileged => {}
+        _ => cgroup.filter_devices(&device_filter::program(&devices))?,
     }
     let order = ContainerOrder {
         rootfs,
@@ -133,6 +123,75 @@ async fn build(
         stdio,
         outputs,
     })
+}
+
+async fn acquire_mounts(
+    pod: &Pod,
+    request: &CreateContainerRequest,
+    plan: &Plan,
+    holdings: &mut Holdings,
+) -> Result<Vec<Mount>, Failure> {
+    let mut mounts = Vec::new();
+    for (index, mount) in plan.mounts.iter().enumerate() {
+        let field = mount_field(request, mount, index);
+        let id_mapped = id_mapped(&field, mount, pod)?;
+        let user = User {
+            field: &field,
+            container_id: &request.container_id,
+            namespace: pod.user_namespace().filter(|_| id_mapped),
+        };
+        let source = pod
+            .volumes
+            .source(&pod.disks, &user, mount, &mut holdings.volumes)
+            .await?;
+        // What is mounted anew is made for the namespace's root, and an image's overlay has been made of mapped layers.
+        let as_it_is =
+            matches!(source, order::Source::New { .. }) || matches!(mount.source, Some(Source::Image(_)));
+        mounts.push(Mount {
+            id_mapped: id_mapped && !as_it_is,
+            ..mount_plan::mount(&field, mount, source)?
+        });
+    }
+    Ok(mounts)
+}
+
+/// Whether the mount is to show the ids of the pod's user namespace: what the daemon says, and of what is the agent's own
+/// always.
+fn id_mapped(field: &str, mount: &WireMount, pod: &Pod) -> Result<bool, Failure> {
+    let own = matches!(mount.source, Some(Source::Sandbox(_)));
+    match pod.user_namespace() {
+        Some(_) => Ok(mount.id_mapped || own),
+        None if mount.id_mapped => Err(Failure::invalid(format!(
+            "{field}.id_mapped: the pod has no user namespace"
+        ))),
+        None => Ok(false),
+    }
+}
+
+/// A privileged container has all devices of the guest, but not in a user namespace: what is the guest's is nobody's there.
+async fn devices(
+    pod: &Pod,
+    request: &CreateContainerRequest,
+    plan: &Plan,
+) -> Result<Vec<DeviceNode>, Failure> {
+    let namespace = pod.user_namespace();
+    let mut devices = if plan.privileged && namespace.is_none() {
+        super::lifecycle::all_devices()
+    } else {
+        Vec::new()
+    };
+    for (index, device) in request.devices.iter().enumerate() {
+        let field = format!("devices[{index}]");
+        let mut node = resolve_device(pod, &field, device).await?;
+        if let Some(UserNamespace { map, .. }) = namespace {
+            let mapped = map.uids.outside(node.uid).zip(map.gids.outside(node.gid));
+            (node.uid, node.gid) = mapped.ok_or_else(|| {
+                Failure::invalid(format!("{field}.uid: not mapped in the pod's user namespace"))
+            })?;
+        }
+        devices.push(node);
+    }
+    Ok(devices)
 }
 
 /// The mount's place in the request, for messages; standard mounts have none.
@@ -174,10 +233,9 @@ async fn launch(
     };
     let terminal = order.process.terminal.is_some();
     let pipes = pipes_unless(terminal, with_stdin)?;
-    let descriptors: Vec<BorrowedFd<'_>> = pipes
-        .as_ref()
-        .map(|(_, theirs)| theirs.borrow().to_vec())
-        .unwrap_or_default();
+    let namespace = pod.user_namespace().map(UserNamespace::namespace);
+    let mut descriptors: Vec<BorrowedFd<'_>> = namespace.into_iter().collect();
+    descriptors.extend(pipes.iter().flat_map(|(_, theirs)| theirs.borrow()));
     let message = Order::Container(Box::new(order));
     let mut ready = stage::launch(&pod.reaper, &place, &message, &descriptors).await?;
     let (stdio, outputs) = stdio(pipes.map(|(ours, _)| ours), ready.terminal.take(), with_stdin)?;
@@ -228,8 +286,16 @@ async fn acquire_rootfs(
     let directory = pod.scratch().await?.join(&request.container_id);
     let (upper, work) = (directory.join("upper"), directory.join("work"));
     holdings.scratch = Some(directory);
+    let owner = pod
+        .user_namespace()
+        .map(|namespace| (namespace.map.uids.outside, namespace.map.gids.outside));
     for made in [&upper, &work] {
-        std::fs::create_dir_all(made).context(ErrorCode::Mount, || format!("create {}", made.display()))?;
+        std::fs::create_dir_all(made)
+            .and_then(|()| match owner {
+                Some((uid, gid)) => chown(made, Some(uid), Some(gid)),
+                None => Ok(()),
+            })
+            .context(ErrorCode::Mount, || format!("create {}", made.display()))?;
     }
     Ok(Rootfs {
         target: pod.settings.run.join("rootfs"),

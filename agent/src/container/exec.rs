@@ -35,7 +35,8 @@ impl Container {
             .process
             .as_ref()
             .ok_or_else(|| Failure::invalid("process: missing"))?;
-        let order = plan::process(wanted, self.security.clone())?;
+        let mut order = plan::process(wanted, self.security.clone())?;
+        order.id_map = pod.user_namespace().map(|namespace| namespace.map);
         let cgroup = self.cgroup.open()?;
         let place = Place {
             executable: pod.executable.as_fd(),

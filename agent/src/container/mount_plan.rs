@@ -55,6 +55,7 @@ fn standard_mount(destination: &str, standard: Standard, privileged: bool) -> Wi
         recursive_read_only: false,
         options: ["nosuid", "noexec", "nodev"].map(str::to_owned).to_vec(),
         source: Some(source),
+        id_mapped: false,
     }
 }
 
@@ -142,6 +143,7 @@ pub(super) fn mount(field: &str, mount: &WireMount, source: Source) -> Result<Mo
         attributes,
         recursive_read_only: mount.recursive_read_only,
         exact_destination: exact,
+        id_mapped: false,
     })
 }
 

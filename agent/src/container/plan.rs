@@ -22,12 +22,8 @@ pub(super) enum PidPlan {
 }
 
 /// # Errors
-/// `InvalidArgument`; `Unsupported` for user namespaces.
+/// `InvalidArgument`, naming the field.
 pub(super) fn pid_namespace(namespaces: &wire::Namespaces) -> Result<PidPlan, Failure> {
-    if !namespaces.uid_mappings.is_empty() || !namespaces.gid_mappings.is_empty() {
-        let text = "namespaces.uid_mappings: user namespaces are not supported";
-        return Err(Failure::new(ErrorCode::Unsupported, text));
-    }
     match namespaces.pid() {
         wire::PidNamespace::Container => Ok(PidPlan::Own),
         wire::PidNamespace::Pod => Ok(PidPlan::Pod),
@@ -85,6 +81,7 @@ pub(crate) fn process(process: &wire::Process, security: Security) -> Result<Pro
         rlimits: process.rlimits.iter().map(rlimit).collect::<Result<_, _>>()?,
         oom_score_adj: process.oom_score_adj,
         security,
+        id_map: None,
     })
 }
 
@@ -167,6 +164,7 @@ pub(super) struct Plan {
     pub(super) process: ProcessOrder,
     pub(super) pid_namespace: PidPlan,
     pub(super) privileged: bool,
+    pub(super) apparmor_policy: Vec<u8>,
     pub(super) mounts: Vec<wire::Mount>,
     pub(super) masked_paths: Vec<String>,
     pub(super) read_only_paths: Vec<String>,
@@ -204,6 +202,7 @@ impl Plan {
                     .unwrap_or(&wire::Namespaces::default()),
             )?,
             privileged: wire_security.privileged,
+            apparmor_policy: wire_security.apparmor_policy,
             mounts: super::mount_plan::complete(&request.mounts, wire_security.privileged),
             masked_paths: wire_security.masked_paths,
             read_only_paths: wire_security.read_only_paths,
@@ -272,17 +271,5 @@ mod tests {
         };
         let limit = rlimit(&limit).unwrap();
         assert_eq!((limit.soft, limit.hard), (Some(1), None));
-    }
-
-    #[test]
-    fn user_namespaces_are_refused_by_name() {
-        let namespaces = wire::Namespaces {
-            uid_mappings: vec![wire::IdMapping::default()],
-            ..wire::Namespaces::default()
-        };
-        assert_eq!(
-            pid_namespace(&namespaces).unwrap_err().code(),
-            ErrorCode::Unsupported
-        );
     }
 }

@@ -2,6 +2,7 @@
 
 use proto::agent::v1 as wire;
 
+use crate::apparmor;
 use crate::error::Failure;
 use crate::init::order::{Capabilities, Security};
 use crate::seccomp;
@@ -65,6 +66,7 @@ pub(super) fn security(security: &wire::Security) -> Result<Security, Failure> {
         },
         no_new_privileges: security.no_new_privileges,
         seccomp: seccomp::compile(&security.seccomp)?,
+        apparmor_profile: apparmor::profile(security)?.to_owned(),
     })
 }
 

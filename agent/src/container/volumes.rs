@@ -23,6 +23,7 @@ use crate::disk::pci::PciAddress;
 use crate::disk::{Disks, Lease};
 use crate::error::{Context as _, Failure};
 use crate::init::order::Source;
+use crate::user_namespace::UserNamespace;
 
 /// Most mounts of the host below one shared path that are told.
 const MAX_SUBMOUNTS: usize = 4096;
@@ -49,8 +50,8 @@ enum Key {
     Shared(String),
     /// A path in a shared directory, by the directory's tag.
     SharedPath(String, String),
-    /// PCI addresses of the layers.
-    Image(Vec<String>),
+    /// PCI addresses of the layers, and whether their ids are mapped.
+    Image(Vec<String>, bool),
 }
 
 #[derive(Debug)]
@@ -70,6 +71,16 @@ pub(super) enum Held {
 #[derive(Debug)]
 pub(super) struct VolumeLease(Key);
 
+/// Who wants a volume.
+#[derive(Debug)]
+pub(super) struct User<'a> {
+    /// Of the mount in the request, for messages.
+    pub(super) field: &'a str,
+    pub(super) container_id: &'a str,
+    /// The one whose ids the mount is to show.
+    pub(super) namespace: Option<&'a UserNamespace>,
+}
+
 impl Volumes {
     pub(crate) fn new(run: impl Into<PathBuf>) -> Self {
         Self {
@@ -85,11 +96,11 @@ impl Volumes {
     pub(super) async fn source(
         &self,
         disks: &Disks,
-        field: &str,
-        container_id: &str,
+        user: &User<'_>,
         mount: &WireMount,
         held: &mut Vec<Held>,
     ) -> Result<Source, Failure> {
+        let field = user.field;
         let source = mount.source.as_ref();
         let source = source.ok_or_else(|| Failure::invalid(format!("{field}.source: missing")))?;
         match source {
@@ -104,7 +115,7 @@ impl Volumes {
                 let text = format!("{field}.host: a guest has no path of the host");
                 Err(Failure::new(ErrorCode::Unsupported, text))
             }
-            WireSource::Files(files) => self.files(field, container_id, mount, files, held).await,
+            WireSource::Files(files) => self.files(user, mount, files, held).await,
             WireSource::Disk(disk) => {
                 let of = disk
                     .disk
@@ -113,7 +124,7 @@ impl Volumes {
                 let base = disk_at(disks, &format!("{field}.disk"), of, held).await?;
                 Ok(bind(base, &disk.path))
             }
-            WireSource::Image(image) => self.image(disks, field, image, held).await,
+            WireSource::Image(image) => self.image(disks, user, image, held).await,
         }
     }
 
@@ -180,10 +191,11 @@ impl Volumes {
     async fn image(
         &self,
         disks: &Disks,
-        field: &str,
+        user: &User<'_>,
         image: &ImageSource,
         held: &mut Vec<Held>,
     ) -> Result<Source, Failure> {
+        let field = user.field;
         if image.layers.is_empty() {
             return Err(Failure::invalid(format!("{field}.image.layers: none")));
         }
@@ -193,8 +205,11 @@ impl Volumes {
         }
         layers.reverse();
         let addresses = image.layers.iter().map(|layer| layer.pci_address.clone());
-        let key = Key::Image(addresses.collect());
-        let make = |path: &Path| mounts::image(path, &layers);
+        let key = Key::Image(addresses.collect(), user.namespace.is_some());
+        let make = |path: &Path| match user.namespace {
+            Some(namespace) => mounts::mapped_image(path, &layers, namespace.namespace()),
+            None => mounts::image(path, &layers),
+        };
         let base = self.acquire(field, key, make, held).await?;
         match mounts::has(&base, &image.path) {
             Ok(()) => Ok(bind(base, &image.path)),
@@ -207,12 +222,12 @@ impl Volumes {
 
     async fn files(
         &self,
-        field: &str,
-        container_id: &str,
+        user: &User<'_>,
         mount: &WireMount,
         files: &FilesSource,
         held: &mut Vec<Held>,
     ) -> Result<Source, Failure> {
+        let (field, container_id) = (user.field, user.container_id);
         files::check(field, files)?;
         // A private volume's name begins with a byte that no volume of the daemon's has.
         let name = match files.name.as_str() {
@@ -317,7 +332,7 @@ impl Volumes {
         }
         let path = entry.path.clone();
         let remove = || match &lease.0 {
-            Key::Tmpfs(_) | Key::Image(_) => {
+            Key::Tmpfs(_) | Key::Image(..) => {
                 unmount(&path, UnmountFlags::NOFOLLOW)?;
                 fs::remove_dir(&path)
             }
@@ -382,6 +397,14 @@ mod tests {
         }
     }
 
+    fn user(container_id: &str) -> User<'_> {
+        User {
+            field: "mounts[0]",
+            container_id,
+            namespace: None,
+        }
+    }
+
     fn mount(source: WireSource) -> WireMount {
         WireMount {
             destination: "/etc/config".to_owned(),
@@ -396,11 +419,11 @@ mod tests {
         let mount = mount(WireSource::Files(files("", "x")));
         let mut held = Vec::new();
         let first = volumes
-            .source(&disks, "mounts[0]", "a", &mount, &mut held)
+            .source(&disks, &user("a"), &mount, &mut held)
             .await
             .unwrap();
         let second = volumes
-            .source(&disks, "mounts[0]", "b", &mount, &mut held)
+            .source(&disks, &user("b"), &mount, &mut held)
             .await
             .unwrap();
         assert_eq!(first, second);
@@ -418,7 +441,7 @@ mod tests {
         let first = mount(WireSource::Files(files("..1", "one")));
         let mut held = Vec::new();
         volumes
-            .source(&disks, "mounts[0]", "a", &first, &mut held)
+            .source(&disks, &user("a"), &first, &mut held)
             .await
             .unwrap();
         let read = || fs::read_to_string(run.path().join("volumes/0/dir/key")).unwrap();
@@ -426,7 +449,7 @@ mod tests {
         volumes.update_files(&files("..2", "two")).await.unwrap();
         assert_eq!(read(), "two");
         volumes
-            .source(&disks, "mounts[0]", "b", &first, &mut held)
+            .source(&disks, &user("b"), &first, &mut held)
             .await
             .unwrap();
         assert_eq!(read(), "two");
@@ -463,8 +486,12 @@ mod tests {
         ] {
             let mut held = Vec::new();
             let asked = mount(source);
+            let seventh = User {
+                field: "mounts[7]",
+                ..user("a")
+            };
             let failure = volumes
-                .source(&disks, "mounts[7]", "a", &asked, &mut held)
+                .source(&disks, &seventh, &asked, &mut held)
                 .await
                 .unwrap_err();
             assert_eq!(failure.code(), ErrorCode::InvalidArgument, "{failure}");

@@ -99,7 +99,7 @@ fn enter_namespaces(config: &HostConfig) -> Result<(), Failure> {
         let namespace = File::open(network).context(ErrorCode::Network, what)?;
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .context(ErrorCode::Network, what)?;
-        network::loopback_up(Path::new("/sys"))?;
+        network::loopback_up()?;
         // A host name is the network's: a pod in the host's network has the host's name.
         own |= UnshareFlags::NEWUTS;
     }

@@ -56,6 +56,10 @@ pub(super) fn container(request: &wire::CreateContainerRequest, parts: &Parts<'_
         check_path("security.read_only_paths", path)?;
     }
     let labels = request.host_labels.clone().unwrap_or_default();
+    if !security.apparmor_profile.is_empty() {
+        let text = "security.apparmor_profile: a host pod's is in host_labels";
+        return Err(Failure::invalid(text));
+    }
     let mut linux = Map::new();
     linux.insert("namespaces".to_owned(), namespaces(parts, security.privileged));
     linux.insert(

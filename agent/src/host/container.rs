@@ -221,10 +221,6 @@ fn mounts(pod: &HostPod, request: &CreateContainerRequest) -> Result<Vec<serde_j
 }
 
 async fn pid_namespace(pod: &HostPod, wanted: &Namespaces) -> Result<Pid, Failure> {
-    if !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty() {
-        let text = "namespaces.uid_mappings: user namespaces are not supported in host pods";
-        return Err(Failure::new(ErrorCode::Unsupported, text));
-    }
     Ok(match wanted.pid() {
         PidNamespace::Container => Pid::New,
         PidNamespace::Node => Pid::Host,

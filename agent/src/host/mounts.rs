@@ -27,6 +27,10 @@ pub(super) fn mount(field: &str, mount: &Mount, places: &Places) -> Result<Value
     check_path(&format!("{field}.destination"), &mount.destination)?;
     let source = mount.source.as_ref();
     let source = source.ok_or_else(|| Failure::invalid(format!("{field}.source: missing")))?;
+    if mount.id_mapped {
+        let text = format!("{field}.id_mapped: a host pod has no user namespace");
+        return Err(Failure::invalid(text));
+    }
     let mut options = mount.options.clone();
     match (mount.read_only, mount.recursive_read_only) {
         (_, true) => options.push("rro".to_owned()),

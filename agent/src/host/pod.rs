@@ -94,6 +94,7 @@ impl HostPod {
             ("entropy", !request.entropy.is_empty()),
             ("scratch", request.scratch.is_some()),
             ("routes", !request.routes.is_empty()),
+            ("user_namespace", request.user_namespace.is_some()),
         ] {
             if given {
                 return Err(Failure::invalid(format!(

@@ -54,7 +54,9 @@ fn answer<T>(container_id: &str, done: Result<T, Failure>) -> Answer<T> {
 #[tonic::async_trait]
 impl Agent for Service {
     async fn info(&self, _: Request<wire::InfoRequest>) -> Answer<wire::InfoResponse> {
-        Ok(Response::new(info::info("/proc".as_ref(), "/sys".as_ref())))
+        let mut info = info::info("/proc".as_ref(), "/sys".as_ref());
+        info.boot_id = info::boot_id("/proc".as_ref());
+        Ok(Response::new(info))
     }
 
     async fn configure_sandbox(

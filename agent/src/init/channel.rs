@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 /// Longest message: arguments, environment and a seccomp program fit many times.
 pub(crate) const MAX_MESSAGE: usize = 8 * 1024 * 1024;
 /// Most descriptors with one message.
-const MAX_DESCRIPTORS: usize = 4;
+const MAX_DESCRIPTORS: usize = 5;
 const LENGTH_BYTES: usize = size_of::<u32>();
 
 /// A message and what came with it.

@@ -7,13 +7,14 @@
 pub(crate) mod channel;
 mod devices;
 pub(crate) mod identity;
-mod mounts;
+pub(crate) mod mounts;
 pub(crate) mod order;
 pub(crate) mod paths;
 mod program;
 mod rootfs;
 pub(crate) mod terminal;
 pub(crate) mod user;
+pub(crate) mod user_namespace;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -27,14 +28,20 @@ use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType};
 
 use crate::error::{Context as _, Failure};
 use crate::init::channel::Received;
-use crate::init::order::{ContainerOrder, Credentials, GO, Order, ProcessOrder, Report, STDIO_DESCRIPTORS};
+use crate::init::order::{
+    ContainerOrder, Credentials, GO, IdMap, Order, ProcessOrder, Report, STDIO_DESCRIPTORS,
+};
 use crate::init::paths::Missing;
 use crate::init::terminal::Terminal;
 use crate::init::user::{Accounts, Resolved};
+use crate::init::user_namespace::Namespace;
 use crate::sys;
 
 /// The argument that makes this binary a stage.
 pub const STAGE_ARGUMENT: &str = "container-init";
+
+/// Where AppArmor takes what comes with the next execve, Documentation/admin-guide/LSM/apparmor.rst.
+const APPARMOR_EXEC: &str = "/proc/self/attr/apparmor/exec";
 
 /// Exit code of a stage that could not become the program; the agent has the reason.
 const FAILED: u8 = 127;
@@ -71,13 +78,21 @@ fn run(socket: &OwnedFd) -> Result<(), Failure> {
 fn become_container(
     socket: &OwnedFd,
     order: &ContainerOrder,
-    descriptors: Vec<OwnedFd>,
+    mut descriptors: Vec<OwnedFd>,
 ) -> Result<(), Failure> {
+    let id_map = order.process.id_map;
+    let descriptor = id_map
+        .map(|_| take_first(&mut descriptors, "a user namespace"))
+        .transpose()?;
+    let namespace = namespace(id_map, descriptor.as_ref());
     rootfs::leave_agent()?;
     prepare_process(&order.process)?;
-    let root = rootfs::mount(&order.rootfs)?;
+    let root = rootfs::mount(&order.rootfs, namespace.as_ref())?;
+    if let Some(namespace) = &namespace {
+        namespace.own_files()?;
+    }
     for mount in &order.mounts {
-        mounts::attach(root.as_fd(), mount)?;
+        mounts::attach(root.as_fd(), mount, namespace.as_ref())?;
     }
     for device in &order.devices {
         devices::create(root.as_fd(), device)?;
@@ -103,7 +118,11 @@ fn become_container(
         rootfs::make_read_only(&root)?;
     }
     rootfs::enter(&root)?;
-    stdio.install(&user.credentials)?;
+    stdio.install(user_namespace::owner(&user.credentials, id_map)?)?;
+    if let Some(namespace) = &namespace {
+        namespace.enter()?;
+        rootfs::leave_guest()?;
+    }
     report(socket, &user, &stdio, termination_log.as_ref())?;
     drop(stdio);
     wait_for_go(socket)?;
@@ -112,27 +131,39 @@ fn become_container(
 
 /// The story of a process beside a running container's init.
 fn become_exec(socket: &OwnedFd, order: &ProcessOrder, mut descriptors: Vec<OwnedFd>) -> Result<(), Failure> {
-    if descriptors.is_empty() {
-        return Err(Failure::new(
-            ErrorCode::System,
-            "the order came without a process to join",
-        ));
-    }
-    let container = descriptors.remove(0);
+    let container = take_first(&mut descriptors, "a process to join")?;
     prepare_process(order)?;
     let namespaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
     rustix::thread::move_into_thread_name_spaces(container.as_fd(), namespaces)
         .context(ErrorCode::WrongState, || {
             "join the container's namespaces".to_owned()
         })?;
-    drop(container);
     let root = rootfs::open_path("/")?;
     let user = user::resolve(&order.user, &Accounts::read(root.as_fd())?)?;
     let stdio = Stdio::open(root.as_fd(), order, descriptors)?;
-    stdio.install(&user.credentials)?;
+    stdio.install(user_namespace::owner(&user.credentials, order.id_map)?)?;
+    if let Some(namespace) = namespace(order.id_map, Some(&container)) {
+        namespace.enter()?;
+    }
+    drop(container);
     report(socket, &user, &stdio, None)?;
     drop(stdio);
     program::execute(order, &user)
+}
+
+fn take_first(descriptors: &mut Vec<OwnedFd>, what: &str) -> Result<OwnedFd, Failure> {
+    if descriptors.is_empty() {
+        let text = format!("the order came without {what}");
+        return Err(Failure::new(ErrorCode::System, text));
+    }
+    Ok(descriptors.remove(0))
+}
+
+fn namespace(map: Option<IdMap>, descriptor: Option<&OwnedFd>) -> Option<Namespace<'_>> {
+    map.zip(descriptor).map(|(map, descriptor)| Namespace {
+        map,
+        descriptor: descriptor.as_fd(),
+    })
 }
 
 /// Stays as PID 1 of the pod's shared PID namespace: reaps, and shows the containers nothing of the agent.
@@ -167,6 +198,18 @@ fn hold_pid_namespace(socket: &OwnedFd) -> Result<(), Failure> {
 
 /// What needs the agent's /proc and CAP_SYS_RESOURCE.
 fn prepare_process(order: &ProcessOrder) -> Result<(), Failure> {
+    let profile = &order.security.apparmor_profile;
+    if !profile.is_empty() {
+        // Kept for the next execve, which is the program's. Written by what this process is now: the kernel refuses a file
+        // that was opened with other rights than the writer's.
+        File::options()
+            .write(true)
+            .open(APPARMOR_EXEC)
+            .and_then(|mut file| file.write_all(format!("exec {profile}").as_bytes()))
+            .context(ErrorCode::System, || {
+                format!("security.apparmor_profile: change to {profile:?} on exec")
+            })?;
+    }
     let score = order.oom_score_adj;
     File::options()
         .write(true)
@@ -197,7 +240,7 @@ impl Stdio {
     }
 
     /// Makes them descriptors 0, 1 and 2, owned by the user so that /dev/stdout can be opened again.
-    fn install(&self, user: &Credentials) -> Result<(), Failure> {
+    fn install(&self, owner: u32) -> Result<(), Failure> {
         let [stdin, stdout, stderr] = match self {
             Self::Pipes(pipes) => match pipes.as_slice() {
                 [stdin, stdout, stderr] => [stdin, stdout, stderr],
@@ -209,7 +252,7 @@ impl Stdio {
             }
         };
         for fd in [stdin, stdout, stderr] {
-            give_to(fd, user).context(ErrorCode::System, || "hand stdio to the user".to_owned())?;
+            give_to(fd, owner).context(ErrorCode::System, || "hand stdio to the user".to_owned())?;
         }
         rustix::stdio::dup2_stdin(stdin)
             .and_then(|()| rustix::stdio::dup2_stdout(stdout))
@@ -226,11 +269,11 @@ impl Stdio {
 }
 
 /// Pipes and terminals belong to one process; /dev/null is everybody's and stays as it is.
-fn give_to(fd: impl AsFd, user: &Credentials) -> rustix::io::Result<()> {
+fn give_to(fd: impl AsFd, owner: u32) -> rustix::io::Result<()> {
     let stat = rustix::fs::fstat(&fd)?;
     let own = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo || rustix::termios::isatty(&fd);
-    if own && stat.st_uid != user.uid {
-        rustix::fs::fchown(&fd, Some(Uid::from_raw(user.uid)), None)?;
+    if own && stat.st_uid != owner {
+        rustix::fs::fchown(&fd, Some(Uid::from_raw(owner)), None)?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use proto::agent::v1::ErrorCode;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -16,6 +16,7 @@ use rustix::mount::{
 use crate::error::{Context as _, Failure};
 use crate::init::order::{Attributes, Content, Mount, Source};
 use crate::init::paths::{self, Missing};
+use crate::init::user_namespace::Namespace;
 use crate::init::{devices, rootfs};
 use crate::sys;
 
@@ -23,20 +24,29 @@ use crate::sys;
 ///
 /// # Errors
 /// [`ErrorCode::Mount`], naming the destination.
-pub(crate) fn attach(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), Failure> {
+pub(crate) fn attach(
+    root: BorrowedFd<'_>,
+    mount: &Mount,
+    namespace: Option<&Namespace<'_>>,
+) -> Result<(), Failure> {
     let destination = &mount.destination;
     let source = match &mount.source {
         Source::New {
             filesystem,
             options,
             content,
-        } => new_file_system(filesystem, options, *content),
+        } => new_file_system(filesystem, &outside(options, namespace)?, *content)
+            .and_then(|mount| own_root(mount, filesystem, namespace)),
         Source::Bind { base, path } => rustix::fs::open(base, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .map_err(io::Error::from)
             .and_then(|base| paths::open(base, path, OFlags::PATH))
             .and_then(|source| clone_tree(&source)),
     }
     .context(ErrorCode::Mount, || format!("mount {destination}: open source"))?;
+    if let (true, Some(namespace)) = (mount.id_mapped, namespace) {
+        sys::mount::map_ids(&source, namespace.descriptor)
+            .context(ErrorCode::Mount, || format!("mount {destination}: map its ids"))?;
+    }
     let recursive = mount.recursive_read_only;
     let mut attributes = attribute_flags(mount.attributes);
     attributes.set(
@@ -52,6 +62,41 @@ pub(crate) fn attach(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), Failure>
         format!("mount {destination}: open mount point")
     })?;
     place(&source, &target).context(ErrorCode::Mount, || format!("mount {destination}"))
+}
+
+/// The options with owners as they are outside of the user namespace.
+fn outside(
+    options: &[(String, Option<String>)],
+    namespace: Option<&Namespace<'_>>,
+) -> Result<Vec<(String, Option<String>)>, Failure> {
+    let Some(Namespace { map, .. }) = namespace else {
+        return Ok(options.to_vec());
+    };
+    let outside = options.iter().map(|(key, value)| {
+        let range = match key.as_str() {
+            "uid" => map.uids,
+            "gid" => map.gids,
+            _ => return Ok((key.clone(), value.clone())),
+        };
+        let id = value.as_deref().and_then(|id| range.outside(id.parse().ok()?));
+        let id = id.ok_or_else(|| {
+            Failure::invalid(format!(
+                "{key}={value:?} is not mapped in the pod's user namespace"
+            ))
+        })?;
+        Ok((key.clone(), Some(id.to_string())))
+    });
+    outside.collect()
+}
+
+/// Gives the root directory to the namespace's root, where the kernel makes it for the guest's root whoever mounts it. What
+/// shows the guest's own state (proc, sysfs, cgroups) stays the guest's.
+fn own_root(mount: OwnedFd, filesystem: &str, namespace: Option<&Namespace<'_>>) -> io::Result<OwnedFd> {
+    if let (Some(Namespace { map, .. }), "devpts" | "mqueue") = (namespace, filesystem) {
+        let (uid, gid) = (Uid::from_raw(map.uids.outside), Gid::from_raw(map.gids.outside));
+        rustix::fs::chownat(&mount, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    }
+    Ok(mount)
 }
 
 fn destination_of(root: BorrowedFd<'_>, mount: &Mount, source: &OwnedFd) -> io::Result<OwnedFd> {
@@ -77,14 +122,7 @@ pub(crate) fn mask(root: BorrowedFd<'_>, path: &str) -> Result<(), Failure> {
             return Ok(());
         };
         let cover = if is_directory(&target)? {
-            let options = [
-                option("size", "4096"),
-                option("nr_inodes", "2"),
-                option("mode", "555"),
-            ];
-            let empty = new_file_system("tmpfs", &options, Content::Empty)?;
-            sys::mount::set_attributes(&empty, hiding(), false)?;
-            empty
+            empty_directory()?
         } else {
             clone_tree(&rustix::fs::open(
                 "/dev/null",
@@ -95,6 +133,23 @@ pub(crate) fn mask(root: BorrowedFd<'_>, path: &str) -> Result<(), Failure> {
         place(&cover, &target)
     };
     hide().context(ErrorCode::Mount, || format!("mask {path}"))
+}
+
+/// A read-only file system with nothing in it.
+fn empty_directory() -> io::Result<OwnedFd> {
+    let options = [
+        option("size", "4096"),
+        option("nr_inodes", "2"),
+        option("mode", "555"),
+    ];
+    let empty = new_file_system("tmpfs", &options, Content::Empty)?;
+    sys::mount::set_attributes(&empty, hiding(), false)?;
+    Ok(empty)
+}
+
+/// One for mount points, which only this process sees.
+pub(super) fn mount_points() -> io::Result<OwnedFd> {
+    new_file_system("tmpfs", &[option("mode", "700")], Content::Empty)
 }
 
 fn hiding() -> MountAttrFlags {
@@ -195,15 +250,7 @@ fn option(key: &str, value: &str) -> (String, Option<String>) {
 /// # Errors
 /// When the kernel refuses.
 pub(crate) fn enter_empty_root() -> Result<(), Failure> {
-    let options = [
-        option("size", "4096"),
-        option("nr_inodes", "2"),
-        option("mode", "555"),
-    ];
-    let empty = new_file_system("tmpfs", &options, Content::Empty)
-        .context(ErrorCode::Mount, || "mount an empty root".to_owned())?;
-    sys::mount::set_attributes(&empty, hiding(), false)
-        .context(ErrorCode::Mount, || "make the empty root read-only".to_owned())?;
+    let empty = empty_directory().context(ErrorCode::Mount, || "mount an empty root".to_owned())?;
     let target = rootfs::open_path("/proc")?;
     place(&empty, &target).context(ErrorCode::Mount, || "attach the empty root".to_owned())?;
     rootfs::enter(&empty)

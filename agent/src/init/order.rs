@@ -13,7 +13,8 @@ use crate::seccomp::Filter;
 /// The agent's first message, with the descriptors that [`Order`]'s variants name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// Build a container's world and wait for [`GO`] before exec. Descriptors: stdio.
+    /// Build a container's world and wait for [`GO`] before exec. Descriptors: the user namespace if the process's ids are
+    /// mapped, stdio.
     Container(Box<ContainerOrder>),
     /// Join a container's world and exec. Descriptors: pidfd of a process in it, stdio.
     Exec(Box<ProcessOrder>),
@@ -75,6 +76,8 @@ pub(crate) struct Mount {
     pub(crate) recursive_read_only: bool,
     /// Symbolic links in `destination` are refused: proc and sysfs must be where the kernel's interfaces are expected.
     pub(crate) exact_destination: bool,
+    /// What it binds shows the ids of the user namespace.
+    pub(crate) id_mapped: bool,
 }
 
 /// Per-mount attributes, mount_setattr(2).
@@ -140,6 +143,8 @@ pub(crate) struct ProcessOrder {
     pub(crate) rlimits: Vec<Rlimit>,
     pub(crate) oom_score_adj: i32,
     pub(crate) security: Security,
+    /// Of the pod's user namespace, if it has one: all ids here are those of inside.
+    pub(crate) id_map: Option<IdMap>,
 }
 
 /// Columns and rows.
@@ -166,6 +171,27 @@ pub(crate) struct Credentials {
     pub(crate) supplemental_gids: Vec<u32>,
 }
 
+/// What ids of a user namespace are outside of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdMap {
+    pub(crate) uids: IdRange,
+    pub(crate) gids: IdRange,
+}
+
+/// Ids from 0 on are those from `outside` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdRange {
+    pub(crate) outside: u32,
+    pub(crate) length: u32,
+}
+
+impl IdRange {
+    /// What `id` of the namespace is outside; `None`: it is not mapped.
+    pub(crate) fn outside(self, id: u32) -> Option<u32> {
+        (id < self.length).then(|| self.outside.checked_add(id)).flatten()
+    }
+}
+
 /// One limit of setrlimit(2); `None` is infinity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rlimit {
@@ -181,6 +207,8 @@ pub(crate) struct Security {
     pub(crate) capabilities: Capabilities,
     pub(crate) no_new_privileges: bool,
     pub(crate) seccomp: Option<Filter>,
+    /// A profile of AppArmor that is loaded; empty: none.
+    pub(crate) apparmor_profile: String,
 }
 
 /// Capability sets, one bit per capability number.

@@ -2,7 +2,9 @@
 //!
 //! Layers and writable directory were mounted by the agent; this neither finds devices nor makes directories.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use proto::agent::v1::ErrorCode;
 use rustix::fs::{CWD, Mode, OFlags};
@@ -13,7 +15,9 @@ use rustix::mount::{
 use rustix::thread::UnshareFlags;
 
 use crate::error::{Context as _, Failure};
+use crate::init::mounts;
 use crate::init::order::Rootfs;
+use crate::init::user_namespace::Namespace;
 use crate::sys;
 
 /// Gives the stage mounts and a cgroup view of its own, cut off from the agent's.
@@ -28,17 +32,32 @@ pub(crate) fn leave_agent() -> Result<(), Failure> {
     sys::mount::set_private(root).context(ErrorCode::Mount, || "make mounts private".to_owned())
 }
 
+/// Takes the stage, which has entered a user namespace, to mounts and a cgroup view that belong to that. All that is mounted
+/// is there as well, locked: it cannot be unmounted, moved or made more permissive.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn leave_guest() -> Result<(), Failure> {
+    sys::mount::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP).context(ErrorCode::System, || {
+        "unshare mount and cgroup namespaces in the user namespace".to_owned()
+    })
+}
+
 /// Mounts the overlay; the root directory of the container to be.
 ///
 /// # Errors
 /// When the kernel refuses a layer or an option.
-pub(crate) fn mount(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
+pub(crate) fn mount(rootfs: &Rootfs, namespace: Option<&Namespace<'_>>) -> Result<OwnedFd, Failure> {
+    let mapped = namespace
+        .map(|namespace| mapped_layers(rootfs, namespace))
+        .transpose()?;
+    let layers = mapped.as_ref().unwrap_or(&rootfs.layers);
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .context(ErrorCode::Mount, || "open file system overlay".to_owned())?;
     fsconfig_set_string(&overlay, "source", "overlay")
         .context(ErrorCode::Mount, || "name the overlay".to_owned())?;
     // One call per layer instead of one option string: a page's worth of option text would not hold 128 layers.
-    for layer in &rootfs.layers {
+    for layer in layers {
         fsconfig_set_string(&overlay, "lowerdir+", layer).context(ErrorCode::Mount, || {
             format!("overlay: add layer {}", layer.display())
         })?;
@@ -70,6 +89,32 @@ pub(crate) fn mount(rootfs: &Rootfs) -> Result<OwnedFd, Failure> {
     Ok(root)
 }
 
+/// Mounts of the layers that show the ids of the namespace, in the place where the overlay will cover them. An overlay takes
+/// them by path, and only from its own mount namespace. The writable directory needs none: nobody else writes to it, and
+/// what is copied up has the ids that the layers show.
+fn mapped_layers(rootfs: &Rootfs, namespace: &Namespace<'_>) -> Result<Vec<PathBuf>, Failure> {
+    let map = |at: &Path, layer: &Path| -> io::Result<()> {
+        std::fs::create_dir(at)?;
+        let tree = mounts::clone_tree(open(layer)?)?;
+        sys::mount::map_ids(&tree, namespace.descriptor)?;
+        mounts::place(&tree, open(at)?)
+    };
+    mounts::mount_points()
+        .and_then(|tmpfs| mounts::place(tmpfs, open(&rootfs.target)?))
+        .context(ErrorCode::Mount, || {
+            format!("mount tmpfs on {}", rootfs.target.display())
+        })?;
+    let mut mapped = Vec::with_capacity(rootfs.layers.len());
+    for (index, layer) in rootfs.layers.iter().enumerate() {
+        let at = rootfs.target.join(index.to_string());
+        map(&at, layer).context(ErrorCode::Mount, || {
+            format!("map the ids of layer {}", layer.display())
+        })?;
+        mapped.push(at);
+    }
+    Ok(mapped)
+}
+
 /// Makes the root mount itself read-only; what is mounted below keeps what it has.
 ///
 /// # Errors
@@ -99,6 +144,13 @@ pub(crate) fn enter(root: impl AsFd) -> Result<(), Failure> {
 /// # Errors
 /// When it cannot be opened.
 pub(crate) fn open_path(path: &str) -> Result<OwnedFd, Failure> {
-    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .context(ErrorCode::System, || format!("open {path}"))
+    open(path.as_ref()).context(ErrorCode::System, || format!("open {path}"))
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }

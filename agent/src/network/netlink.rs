@@ -1,10 +1,10 @@
-//! rtnetlink(7) as far as a sandbox needs it: five kinds of requests, each answered by an acknowledgement.
+//! rtnetlink(7) as far as a sandbox needs it: six kinds of requests, each answered by an acknowledgement.
 //!
 //! All integers are in the machine's byte order, attributes are padded to four bytes, netlink(7).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -68,6 +68,17 @@ impl Netlink {
         if let Some(mtu) = link.mtu {
             message.attribute(4, &mtu.to_ne_bytes());
         }
+        self.request(NEW_LINK, 0, &message)
+    }
+
+    /// Moves the interface to another network namespace, where it has the same index and is down.
+    pub(super) fn move_link(&mut self, index: u32, namespace: impl AsFd) -> io::Result<()> {
+        // linux/if_link.h: IFLA_NET_NS_FD.
+        const NAMESPACE_DESCRIPTOR: u16 = 28;
+        let mut message = Message::default();
+        message.u8(0).u8(0).u16(0).u32(index).u32(0).u32(0);
+        let descriptor = namespace.as_fd().as_raw_fd();
+        message.attribute(NAMESPACE_DESCRIPTOR, &descriptor.to_ne_bytes());
         self.request(NEW_LINK, 0, &message)
     }
 

@@ -21,6 +21,7 @@ use crate::error::{Context as _, Failure};
 use crate::network;
 use crate::pod::Pod;
 use crate::sys;
+use crate::user_namespace;
 
 /// linux/utsname.h: __NEW_UTS_LEN.
 const MAX_HOSTNAME: usize = 64;
@@ -44,6 +45,10 @@ pub(crate) enum Sandbox {
 }
 
 impl Sandbox {
+    pub(crate) fn is_configured(&self) -> bool {
+        matches!(self, Self::Configured { .. })
+    }
+
     /// # Errors
     /// `WrongState` before ConfigureSandbox.
     pub(crate) fn scratch(&self) -> Result<PathBuf, Failure> {
@@ -63,7 +68,8 @@ impl Sandbox {
 /// `InvalidArgument` naming the field, `AlreadyExists` for other content, and what each part answers.
 pub(crate) async fn configure(pod: &Pod, mut request: ConfigureSandboxRequest) -> Result<(), Failure> {
     check(&request)?;
-    // Every call brings fresh ones, and a template's fork needs them even if nothing else is new.
+    // Every call brings fresh ones. A template's fork needs them before anything else happens to it: until then its random
+    // numbers are those of all other forks, and its time of day is when the template was made.
     let entropy = std::mem::take(&mut request.entropy);
     let realtime_ns = std::mem::take(&mut request.realtime_ns);
     set_clock_and_entropy(pod, realtime_ns, &entropy)?;
@@ -77,9 +83,10 @@ pub(crate) async fn configure(pod: &Pod, mut request: ConfigureSandboxRequest) -
             "the sandbox was configured with other content",
         ));
     }
+    enter_user_namespace(pod, &request).await?;
     set_names(&request)?;
-    network::configure(&pod.settings.sysfs, pod.disks.bus(), &request).await?;
-    sysctl::apply(&pod.settings.proc, &request.sysctls)?;
+    network::configure(pod.disks.bus(), &request, pod.user_namespace()).await?;
+    pod.set_sysctls(&request.sysctls)?;
     let run = &pod.settings.run;
     files::write(&run.join("sandbox"), &request)
         .context(ErrorCode::System, || "write DNS files".to_owned())?;
@@ -105,6 +112,26 @@ pub(crate) async fn configure(pod: &Pod, mut request: ConfigureSandboxRequest) -
         _disk: disk,
     };
     Ok(())
+}
+
+/// A configuration that failed later finds the agent in the namespaces that the first try made.
+async fn enter_user_namespace(pod: &Pod, request: &ConfigureSandboxRequest) -> Result<(), Failure> {
+    let Some(wanted) = &request.user_namespace else {
+        return Ok(());
+    };
+    let map = user_namespace::id_map(wanted)?;
+    if let Some(namespace) = pod.user_namespace() {
+        return if namespace.map == map {
+            Ok(())
+        } else {
+            let text = "user_namespace: the pod has one with other ids";
+            Err(Failure::new(ErrorCode::AlreadyExists, text))
+        };
+    }
+    let fresh = user_namespace::make(map)?;
+    let interfaces = network::move_interfaces(pod.disks.bus(), request, &fresh.network).await?;
+    pod.set_user_namespace(fresh.enter(interfaces)?);
+    network::loopback_up()
 }
 
 pub(crate) fn check(request: &ConfigureSandboxRequest) -> Result<(), Failure> {

@@ -8,16 +8,24 @@ use proto::agent::v1::InfoResponse;
 /// Version of the protocol in `proto/agent/v1/agent.proto`.
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
 
+/// Without the boot id.
 pub(crate) fn info(proc: &Path, sysfs: &Path) -> InfoResponse {
     let read = |path: &str| fs::read_to_string(proc.join(path)).unwrap_or_default();
     InfoResponse {
         protocol_version: PROTOCOL_VERSION,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: read("sys/kernel/osrelease").trim().to_owned(),
-        boot_id: read("sys/kernel/random/boot_id").trim().to_owned(),
+        boot_id: String::new(),
         memory_total_bytes: memory_total(&read("meminfo")),
         cpus_online: online(&fs::read_to_string(sysfs.join("devices/system/cpu/online")).unwrap_or_default()),
     }
+}
+
+/// The kernel makes it up when it is asked for the first time, and keeps it. Nobody may ask before the sandbox is configured,
+/// which brings entropy of its own: the forks of a template that had one would all have the same.
+pub(crate) fn boot_id(proc: &Path) -> String {
+    let read = fs::read_to_string(proc.join("sys/kernel/random/boot_id"));
+    read.unwrap_or_default().trim().to_owned()
 }
 
 /// proc_meminfo(5): "MemTotal:  123 kB".

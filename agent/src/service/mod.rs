@@ -63,10 +63,12 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Agent for Service {
     async fn info(&self, _: Request<wire::InfoRequest>) -> Answer<wire::InfoResponse> {
-        Ok(Response::new(info::info(
-            &self.pod.settings.proc,
-            &self.pod.settings.sysfs,
-        )))
+        let settings = &self.pod.settings;
+        let mut info = info::info(&settings.proc, &settings.sysfs);
+        if self.pod.sandbox.lock().await.is_configured() {
+            info.boot_id = info::boot_id(&settings.proc);
+        }
+        Ok(Response::new(info))
     }
 
     async fn configure_sandbox(

@@ -18,8 +18,8 @@ use super::checked;
 /// `struct clone_args` of linux/sched.h, as of Linux 5.7.
 #[repr(C)]
 #[derive(Default)]
-struct CloneArgs {
-    flags: u64,
+pub(super) struct CloneArgs {
+    pub(super) flags: u64,
     pidfd: u64,
     child_tid: u64,
     parent_tid: u64,
@@ -30,6 +30,18 @@ struct CloneArgs {
     set_tid: u64,
     set_tid_size: u64,
     cgroup: u64,
+}
+
+impl CloneArgs {
+    /// Of a child whose end is told by SIGCHLD, and whose pidfd the kernel stores in `pidfd`.
+    pub(super) fn new(pidfd: &mut RawFd) -> Self {
+        Self {
+            flags: libc::CLONE_PIDFD as u64,
+            pidfd: (&raw mut *pidfd) as u64,
+            exit_signal: libc::SIGCHLD as u64,
+            ..Self::default()
+        }
+    }
 }
 
 /// What to start.
@@ -65,12 +77,7 @@ pub(crate) fn spawn(stage: &Stage<'_>) -> io::Result<Spawned> {
     argv.push(ptr::null());
     let envp: [*const libc::c_char; 1] = [ptr::null()];
     let mut pidfd: RawFd = -1;
-    let mut args = CloneArgs {
-        flags: libc::CLONE_PIDFD as u64,
-        pidfd: (&raw mut pidfd) as u64,
-        exit_signal: libc::SIGCHLD as u64,
-        ..CloneArgs::default()
-    };
+    let mut args = CloneArgs::new(&mut pidfd);
     if stage.new_pid_namespace {
         args.flags |= libc::CLONE_NEWPID as u64;
     }

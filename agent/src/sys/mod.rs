@@ -11,6 +11,7 @@ pub(crate) mod random;
 pub(crate) mod readiness;
 pub(crate) mod seccomp;
 pub(crate) mod signal;
+pub(crate) mod user_namespace;
 pub(crate) mod vsock;
 
 use std::io;

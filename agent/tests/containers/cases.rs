@@ -5,6 +5,7 @@ mod filesystem;
 mod life;
 mod pod;
 mod streams;
+mod user_namespace;
 mod volumes;
 
 use std::pin::Pin;
@@ -14,14 +15,16 @@ use crate::fixture::Fixture;
 type Case = fn(Fixture) -> Pin<Box<dyn Future<Output = ()>>>;
 
 macro_rules! cases {
-    ($($group:ident { $($name:ident),* $(,)? })*) => {
-        /// Every case.
-        pub(crate) const CASES: &[(&str, Case)] =
+    ($(#[$about:meta])* $list:ident: $($group:ident { $($name:ident),* $(,)? })*) => {
+        $(#[$about])*
+        pub(crate) const $list: &[(&str, Case)] =
             &[$($((concat!(stringify!($group), "::", stringify!($name)), |fixture| Box::pin($group::$name(fixture)))),*),*];
     };
 }
 
 cases! {
+    /// Those of a pod without a user namespace.
+    CASES:
     life {
         output_and_exit_code_come_back,
         a_missing_program_is_an_exec_error,
@@ -86,5 +89,20 @@ cases! {
         another_configuration_is_refused,
         info_names_the_kernel,
         the_clock_was_set,
+    }
+}
+
+cases! {
+    /// Those of a pod with one: an agent is configured once.
+    IN_USER_NAMESPACE:
+    user_namespace {
+        root_is_somebody_else_outside,
+        network_and_host_name_belong_to_it,
+        execs_and_terminals_are_in_it,
+        volumes_show_its_ids,
+        what_was_mounted_stays,
+        privileged_is_over_the_pod_alone,
+        users_that_are_not_mapped_are_refused,
+        nothing_is_left,
     }
 }

@@ -25,7 +25,10 @@ fn main() -> ExitCode {
             fixture::make_layer(std::path::Path::new(&args[1])).expect("make the layer");
             ExitCode::SUCCESS
         }
-        Some("--inside") => fixture::run_on_host(args.get(1).map_or("", String::as_str)),
+        Some(inside @ (INSIDE | INSIDE_WITH_USER_NAMESPACE)) => fixture::run_on_host(
+            args.get(1).map_or("", String::as_str),
+            inside == INSIDE_WITH_USER_NAMESPACE,
+        ),
         Some("--list") => ExitCode::SUCCESS,
         _ if std::process::id() == 1 => fixture::run_in_guest(),
         _ => isolate(
@@ -36,7 +39,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts this binary again as PID 1 of namespaces of its own.
+/// Arguments of this binary in namespaces of its own: the cases of a pod without and with a user namespace.
+const INSIDE: &str = "--inside";
+const INSIDE_WITH_USER_NAMESPACE: &str = "--inside-with-user-namespace";
+
+/// Starts this binary again as PID 1 of namespaces of its own, once for each kind of pod.
 fn isolate(filter: &str) -> ExitCode {
     if let Some(missing) = fixture::missing_on_host() {
         let required = std::env::var("CLEARPOD_REQUIRE").unwrap_or_default();
@@ -51,6 +58,16 @@ fn isolate(filter: &str) -> ExitCode {
             ExitCode::SUCCESS
         };
     }
+    let kinds = [INSIDE, INSIDE_WITH_USER_NAMESPACE];
+    let passed: Vec<bool> = kinds.map(|inside| run_inside(inside, filter)).to_vec();
+    if passed.iter().all(|passed| *passed) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn run_inside(inside: &str, filter: &str) -> bool {
     let this = std::env::current_exe().expect("path of this binary");
     let status = Command::new("unshare")
         .args([
@@ -64,12 +81,8 @@ fn isolate(filter: &str) -> ExitCode {
             "--mount-proc",
         ])
         .arg(this)
-        .args(["--inside", filter])
+        .args([inside, filter])
         .status()
         .expect("run unshare");
-    if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    status.success()
 }

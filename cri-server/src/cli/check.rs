@@ -295,9 +295,10 @@ async fn boot_in(config: &Config, layout: &Layout, deadline: Duration) -> Result
         config: MachineConfig {
             version: CONFIG_VERSION,
             id: layout.id().to_owned(),
-            kernel: FileSource::Path(config.machine.kernel.clone()),
-            initramfs: FileSource::Path(config.machine.initramfs.clone()),
+            kernel: Some(FileSource::Path(config.machine.kernel.clone())),
+            initramfs: Some(FileSource::Path(config.machine.initramfs.clone())),
             command_line: config.machine.command_line.clone(),
+            snapshot: None,
             vcpus: Vcpus { boot: 1, max: 1 },
             memory_mib: config.machine.memory_min_mib,
             memory_hotplug_mib: 0,

@@ -74,7 +74,7 @@ fn one(field: &str, device: &cri::Device) -> Result<PlannedDevice, RequestError>
 }
 
 /// Whether it may only be read.
-fn access(field: &str, permissions: &str) -> Result<bool, RequestError> {
+pub(super) fn access(field: &str, permissions: &str) -> Result<bool, RequestError> {
     let known = permissions.bytes().all(|letter| b"rwm".contains(&letter));
     if !known || !permissions.contains('r') {
         let reason = format!("{permissions:?} is not made of \"r\", \"w\" and \"m\", with \"r\"");

@@ -8,14 +8,22 @@ use std::{
 
 use proto::{
     agent::v1 as agent,
-    cri::v1::{self as cri, NamespaceMode, security_profile::ProfileType},
+    cri::v1::{self as cri, NamespaceMode},
 };
 
 use super::{
+    apparmor::{self, Wanted},
     mounts::{self, is_image},
+    seccomp::Kernel,
     spec::{self, ContainerPlan},
 };
-use crate::{config::ContainerDefaults, host::HostPlan, image::RunConfig, sandbox::RequestError};
+use crate::{
+    config::ContainerDefaults,
+    host::{self, HostPlan},
+    id_map,
+    image::RunConfig,
+    sandbox::RequestError,
+};
 
 const SECURITY: &str = "linux.security_context";
 const NAMESPACES: &str = "linux.security_context.namespace_options";
@@ -40,7 +48,7 @@ pub(crate) async fn plan(
     if config.windows.is_some() {
         return Err(RequestError::unsupported("windows", "Windows containers"));
     }
-    let common = spec::common(container_id, config, image, defaults).await?;
+    let common = spec::common(container_id, config, image, defaults, Kernel::Host).await?;
     let request = agent::CreateContainerRequest {
         mounts: bound(config, &security)?,
         namespaces: Some(namespaces(&security, host)?),
@@ -65,7 +73,7 @@ fn namespaces(
     host: HostPlan,
 ) -> Result<agent::Namespaces, RequestError> {
     let wish = security.namespace_options.clone().unwrap_or_default();
-    spec::refuse_user_namespace(NAMESPACES, &wish)?;
+    host::refuse_user_namespace(NAMESPACES, &wish)?;
     for (name, mode, of_sandbox) in [
         ("network", wish.network(), host.host_network),
         ("ipc", wish.ipc(), host.host_ipc),
@@ -84,7 +92,6 @@ fn namespaces(
     Ok(agent::Namespaces {
         pid: pid.into(),
         pid_target,
-        ..agent::Namespaces::default()
     })
 }
 
@@ -105,6 +112,7 @@ fn bound(
     for (index, mount) in config.mounts.iter().enumerate() {
         let field = |name: &str| format!("mounts[{index}].{name}");
         check(&format!("mounts[{index}]"), mount)?;
+        id_map::of_mount(&format!("mounts[{index}]"), mount, None)?;
         if mount.selinux_relabel && labelled {
             let reason = "files of the host keep their labels";
             return Err(RequestError::unsupported(field("selinux_relabel"), reason));
@@ -129,6 +137,7 @@ fn bound(
                 path,
                 propagation: propagation.into(),
             })),
+            id_mapped: false,
         });
     }
     Ok(bound)
@@ -215,23 +224,12 @@ fn labels(security: &cri::LinuxContainerSecurityContext) -> Result<agent::HostLa
     if security.privileged {
         return Ok(labels);
     }
-    #[expect(
-        deprecated,
-        reason = "clients of before CRI 0.26 name their profile only here"
-    )]
-    let old_name = security.apparmor_profile.as_str();
-    let profile = match &security.apparmor {
-        Some(profile) if profile.profile_type() == ProfileType::Localhost => profile.localhost_ref.as_str(),
-        Some(_) => "",
-        None => old_name,
-    };
-    let profile = profile.strip_prefix("localhost/").unwrap_or(profile);
-    if !["", "runtime/default", "unconfined"].contains(&profile) {
+    if let Some(Wanted { name, field }) = apparmor::wanted(SECURITY, security)? {
         if !Path::new(APPARMOR).exists() {
             let reason = "AppArmor is off on this host";
-            return Err(RequestError::unsupported(format!("{SECURITY}.apparmor"), reason));
+            return Err(RequestError::unsupported(field, reason));
         }
-        profile.clone_into(&mut labels.apparmor_profile);
+        labels.apparmor_profile = name;
     }
     Ok(labels)
 }

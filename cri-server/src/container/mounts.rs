@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     config::ContainerDefaults,
+    id_map::{self, IdMap},
     machine::{
         Propagation,
         mountinfo::{self, MountPoint},
@@ -102,6 +103,16 @@ pub(crate) struct SharedVolume {
     pub(crate) submounts: Vec<String>,
     /// It belongs to this memory emptyDir, which has its home on the host by that.
     pub(crate) memory: Option<PathBuf>,
+    /// Of the user namespace whose ids the guest is to see.
+    pub(crate) id_map: Option<IdMap>,
+}
+
+/// What of the pod decides on a container's mounts.
+#[derive(Debug)]
+pub(super) struct OfPod<'a> {
+    pub(super) defaults: &'a ContainerDefaults,
+    pub(super) homes: &'a MemoryHomes,
+    pub(super) id_map: Option<IdMap>,
 }
 
 /// All mounts of a container, and where its termination message goes.
@@ -115,23 +126,30 @@ pub(crate) struct Mounts {
 pub(super) fn plan(
     mounts: &[cri::Mount],
     termination_log: &str,
-    defaults: &ContainerDefaults,
-    homes: &MemoryHomes,
+    of_pod: &OfPod<'_>,
 ) -> Result<Mounts, RequestError> {
     let mut result = Mounts {
         planned: pod_files(mounts).map(sent).collect(),
         termination_log: None,
     };
     let mut planner = Planner {
-        budget: Budget::new(defaults),
+        budget: Budget::new(of_pod.defaults),
         host_mounts: mountinfo::all().map_err(RequestError::failed("read the host's mounts"))?,
-        homes,
+        homes: of_pod.homes,
     };
     for (index, mount) in mounts.iter().enumerate() {
         let field = format!("mounts[{index}]");
         check(&field, mount)?;
         let is_log = mount.container_path == termination_log;
-        let volume = planner.volume(&field, mount, is_log)?;
+        let id_mapped = id_map::of_mount(&field, mount, of_pod.id_map)?;
+        let mut volume = planner.volume(&field, mount, is_log)?;
+        // The host maps what it shares: the guest sees ids that are mapped already.
+        let is_shared = if let Volume::Shared(shared) = &mut volume {
+            shared.id_map = of_pod.id_map.filter(|_| id_mapped);
+            true
+        } else {
+            false
+        };
         if is_log && matches!(volume, Volume::Sent(_)) {
             result.termination_log = Some(PathBuf::from(&mount.host_path));
         }
@@ -142,6 +160,7 @@ pub(super) fn plan(
                 recursive_read_only: mount.recursive_read_only,
                 options: mount.mount_options.clone(),
                 source: None,
+                id_mapped: id_mapped && !is_shared,
             },
             field,
             volume,
@@ -190,17 +209,11 @@ pub(super) fn check_common(field: &str, mount: &cri::Mount) -> Result<(), Reques
             reason,
         ));
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(RequestError::unsupported(
-            format!("{field}.uidMappings"),
-            "id-mapped mounts",
-        ));
-    }
     Ok(())
 }
 
 /// What of a mount can be judged by itself.
-fn check(field: &str, mount: &cri::Mount) -> Result<(), RequestError> {
+pub(super) fn check(field: &str, mount: &cri::Mount) -> Result<(), RequestError> {
     check_common(field, mount)?;
     let invalid = |name: &str, reason: &str| Err(RequestError::invalid(format!("{field}.{name}"), reason));
     let unsupported =
@@ -366,6 +379,7 @@ impl Planner<'_> {
             propagation,
             submounts,
             memory,
+            id_map: None,
         }))
     }
 

@@ -14,13 +14,21 @@ use proto::{
 };
 
 use super::{
-    capabilities,
+    apparmor, capabilities,
     devices::{self, PlannedDevice},
     mounts::{self, MemoryHomes, PlannedMount},
-    seccomp,
+    seccomp::{self, Kernel},
 };
-use crate::{config::ContainerDefaults, image::RunConfig, sandbox::RequestError};
+use crate::{
+    config::ContainerDefaults,
+    id_map::{self, IdMap},
+    image::RunConfig,
+    sandbox::RequestError,
+};
 
+/// Where security context and namespace options are, for messages.
+const SECURITY: &str = "linux.security_context";
+const NAMESPACES: &str = "linux.security_context.namespace_options";
 /// Where kubelet says which mount is the termination log.
 const TERMINATION_LOG_ANNOTATION: &str = "io.kubernetes.container.terminationMessagePath";
 const DEFAULT_TERMINATION_LOG: &str = "/dev/termination-log";
@@ -46,6 +54,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) sandbox: &'a cri::PodSandboxConfig,
     /// Of its Machine.
     pub(crate) vcpus: u8,
+    /// Of its user namespace.
+    pub(crate) id_map: Option<IdMap>,
     pub(crate) image: &'a RunConfig,
     pub(crate) defaults: &'a ContainerDefaults,
     pub(crate) memory_homes: &'a MemoryHomes,
@@ -60,12 +70,14 @@ pub(crate) async fn plan(
     refuse_unsupported(config)?;
     let linux = config.linux.clone().unwrap_or_default();
     let security = linux.security_context.clone().unwrap_or_default();
-    let common = common(container_id, config, around.image, around.defaults).await?;
+    let common = common(container_id, config, around.image, around.defaults, Kernel::Guest).await?;
     let termination_log_path = termination_log(config);
     let (mounts, devices) = host_files(config, &termination_log_path, around).await?;
     let termination_log = mounts.termination_log;
+    let common_security = common.security.clone().unwrap_or_default();
     let request = agent::CreateContainerRequest {
-        namespaces: Some(namespaces(&security)?),
+        security: Some(apparmor(common_security, &security, around.defaults).await?),
+        namespaces: Some(namespaces(&security, around.id_map)?),
         resources: Some(resources(linux.resources.as_ref(), around.vcpus)?),
         termination_log_path: if termination_log.is_some() {
             termination_log_path
@@ -83,12 +95,33 @@ pub(crate) async fn plan(
     })
 }
 
+/// Adds the profile of AppArmor that is asked for, and the host's policy for it.
+async fn apparmor(
+    security: agent::Security,
+    wish: &cri::LinuxContainerSecurityContext,
+    defaults: &ContainerDefaults,
+) -> Result<agent::Security, RequestError> {
+    let Some(wanted) = apparmor::wanted(SECURITY, wish)? else {
+        return Ok(security);
+    };
+    let (kernel, name) = (defaults.apparmor.clone(), wanted.name.clone());
+    let policy = tokio::task::spawn_blocking(move || apparmor::policy(&kernel, &wanted));
+    Ok(agent::Security {
+        apparmor_profile: name,
+        apparmor_policy: policy
+            .await
+            .map_err(RequestError::failed("read an AppArmor profile"))??,
+        ..security
+    })
+}
+
 /// What a container of either kind of pod is: its process, what confines it, its root.
 pub(super) async fn common(
     container_id: &str,
     config: &cri::ContainerConfig,
     image: &RunConfig,
     defaults: &ContainerDefaults,
+    kernel: Kernel,
 ) -> Result<agent::CreateContainerRequest, RequestError> {
     let linux = config.linux.clone().unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
@@ -97,7 +130,8 @@ pub(super) async fn common(
         Vec::new()
     } else {
         let wish = security.seccomp.as_ref();
-        seccomp::profile("linux.security_context.seccomp", wish, &capabilities.bounding).await?
+        let field = format!("{SECURITY}.seccomp");
+        seccomp::profile(&field, wish, &capabilities.bounding, kernel).await?
     };
     let (masked_paths, read_only_paths) = if security.privileged {
         Default::default()
@@ -119,6 +153,7 @@ pub(super) async fn common(
             masked_paths,
             read_only_paths,
             privileged: security.privileged,
+            ..agent::Security::default()
         }),
         ..agent::CreateContainerRequest::default()
     })
@@ -252,9 +287,13 @@ fn user(
     })
 }
 
-fn namespaces(security: &cri::LinuxContainerSecurityContext) -> Result<agent::Namespaces, RequestError> {
+pub(super) fn namespaces(
+    security: &cri::LinuxContainerSecurityContext,
+    of_sandbox: Option<IdMap>,
+) -> Result<agent::Namespaces, RequestError> {
     let wish = security.namespace_options.clone().unwrap_or_default();
-    refuse_host_namespaces("linux.security_context.namespace_options", &wish)?;
+    refuse_host_namespaces(NAMESPACES, &wish)?;
+    id_map::check_container(NAMESPACES, &wish, of_sandbox)?;
     let (pid, pid_target) = match wish.pid() {
         NamespaceMode::Pod => (agent::PidNamespace::Pod, String::new()),
         NamespaceMode::Target => (agent::PidNamespace::Target, wish.target_id.clone()),
@@ -263,8 +302,6 @@ fn namespaces(security: &cri::LinuxContainerSecurityContext) -> Result<agent::Na
     Ok(agent::Namespaces {
         pid: pid.into(),
         pid_target,
-        uid_mappings: Vec::new(),
-        gid_mappings: Vec::new(),
     })
 }
 
@@ -279,19 +316,6 @@ pub(crate) fn refuse_host_namespaces(field: &str, wish: &cri::NamespaceOption) -
         return Err(RequestError::unsupported(
             format!("{field}.{name}"),
             "NODE: a pod in a virtual machine cannot share a namespace of the host",
-        ));
-    }
-    refuse_user_namespace(field, wish)
-}
-
-/// Neither kind of pod has them yet.
-pub(crate) fn refuse_user_namespace(field: &str, wish: &cri::NamespaceOption) -> Result<(), RequestError> {
-    if let Some(users) = &wish.userns_options
-        && users.mode() != NamespaceMode::Node
-    {
-        return Err(RequestError::unsupported(
-            format!("{field}.userns_options"),
-            "user namespaces of pods",
         ));
     }
     Ok(())
@@ -388,8 +412,14 @@ async fn host_files(
 ) -> Result<(mounts::Mounts, Vec<PlannedDevice>), RequestError> {
     let (config, termination_log) = (config.clone(), termination_log.to_owned());
     let (defaults, homes) = (around.defaults.clone(), around.memory_homes.clone());
+    let id_map = around.id_map;
     let opened = tokio::task::spawn_blocking(move || {
-        let mounts = mounts::plan(&config.mounts, &termination_log, &defaults, &homes)?;
+        let of_pod = mounts::OfPod {
+            defaults: &defaults,
+            homes: &homes,
+            id_map,
+        };
+        let mounts = mounts::plan(&config.mounts, &termination_log, &of_pod)?;
         Ok((mounts, devices::plan(&config.devices)?))
     });
     opened
@@ -418,7 +448,7 @@ pub(super) fn log_path(
     Ok(Some(Path::new(&sandbox.log_directory).join(relative)))
 }
 
-fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), RequestError> {
+pub(super) fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), RequestError> {
     let security = config
         .linux
         .as_ref()
@@ -430,45 +460,16 @@ fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), RequestError>
     if config.windows.is_some() {
         return Err(RequestError::unsupported("windows", "Windows containers"));
     }
-    #[expect(
-        deprecated,
-        reason = "clients of before CRI 0.26 name their profile only here"
-    )]
-    let apparmor_name = security.apparmor_profile.as_str();
-    refuse_labels(
-        "linux.security_context",
-        security.selinux_options.as_ref(),
-        security.apparmor.as_ref(),
-        apparmor_name,
-    )
+    refuse_selinux(SECURITY, security.selinux_options.as_ref())
 }
 
-/// SELinux labels and AppArmor profiles are the host's; the guest has neither. The default profile is what a host without
-/// AppArmor gives, so it is accepted.
-pub(crate) fn refuse_labels(
-    field: &str,
-    selinux: Option<&cri::SeLinuxOption>,
-    apparmor: Option<&cri::SecurityProfile>,
-    apparmor_name: &str,
-) -> Result<(), RequestError> {
+/// Labels of SELinux are the host's, and mean nothing in the guest. `field` is the security context's.
+pub(crate) fn refuse_selinux(field: &str, selinux: Option<&cri::SeLinuxOption>) -> Result<(), RequestError> {
     if selinux.is_some_and(|options| *options != cri::SeLinuxOption::default()) {
         let reason = "the guest has no SELinux";
         return Err(RequestError::unsupported(
             format!("{field}.selinux_options"),
             reason,
-        ));
-    }
-    let localhost = cri::security_profile::ProfileType::Localhost;
-    if apparmor.is_some_and(|profile| profile.profile_type() == localhost) {
-        return Err(RequestError::unsupported(
-            format!("{field}.apparmor"),
-            "the guest has no AppArmor",
-        ));
-    }
-    if apparmor.is_none() && apparmor_name.starts_with("localhost/") {
-        return Err(RequestError::unsupported(
-            format!("{field}.apparmor_profile"),
-            "the guest has no AppArmor",
         ));
     }
     Ok(())

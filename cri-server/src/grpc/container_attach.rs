@@ -13,13 +13,7 @@ pub(super) async fn handle(
     node: Arc<Node>,
     request: cri::AttachRequest,
 ) -> Result<cri::AttachResponse, RequestError> {
-    let wanted = Wanted {
-        stdin: request.stdin,
-        stdout: request.stdout,
-        stderr: request.stderr,
-        terminal: request.tty,
-    };
-    let wanted = wanted.checked()?;
+    let wanted = Wanted::try_from(&request)?;
     let (_, container) = node.sandboxes.container(&request.container_id)?;
     check_attach(&container, wanted)?;
     let url = node.streaming.url(Purpose::Attach {

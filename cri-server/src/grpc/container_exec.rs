@@ -14,13 +14,7 @@ pub(super) async fn handle(
     node: Arc<Node>,
     request: cri::ExecRequest,
 ) -> Result<cri::ExecResponse, RequestError> {
-    let wanted = Wanted {
-        stdin: request.stdin,
-        stdout: request.stdout,
-        stderr: request.stderr,
-        terminal: request.tty,
-    };
-    let wanted = wanted.checked()?;
+    let wanted = Wanted::try_from(&request)?;
     let (sandbox, container) = node.sandboxes.container(&request.container_id)?;
     // What can be refused now is refused with a code; the client hears later failures as text only.
     exec::prepare(&node, &sandbox, &container, request.cmd.clone())?;

@@ -21,6 +21,8 @@ mod container_stop;
 mod container_update;
 mod convert;
 mod edge;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod image_fs_info;
 mod image_list;
 mod image_pull;

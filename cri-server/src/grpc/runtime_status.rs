@@ -35,7 +35,7 @@ pub(super) async fn handle(
         name: name.to_owned(),
         features: Some(cri::RuntimeHandlerFeatures {
             recursive_read_only_mounts: true,
-            user_namespaces: false,
+            user_namespaces: true,
         }),
     };
     Ok(cri::StatusResponse {

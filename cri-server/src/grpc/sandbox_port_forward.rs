@@ -16,14 +16,7 @@ pub(super) async fn handle(
     node: Arc<Node>,
     request: cri::PortForwardRequest,
 ) -> Result<cri::PortForwardResponse, RequestError> {
-    let port = |port: &i32| {
-        let port = u16::try_from(*port).ok().filter(|port| *port > 0);
-        port.ok_or_else(|| RequestError::invalid("port", "is not between 1 and 65535"))
-    };
-    let ports: Vec<u16> = request.port.iter().map(port).collect::<Result<_, _>>()?;
-    if ports.len() > MAX_PORTS {
-        return Err(RequestError::invalid("port", format!("more than {MAX_PORTS}")));
-    }
+    let ports = ports(&request.port)?;
     let sandbox = node.sandboxes.sandbox(&request.pod_sandbox_id)?;
     if sandbox.view().machine.is_none() {
         return Err(RequestError::WrongState {
@@ -36,4 +29,15 @@ pub(super) async fn handle(
         ports,
     })?;
     Ok(cri::PortForwardResponse { url })
+}
+
+pub(super) fn ports(wanted: &[i32]) -> Result<Vec<u16>, RequestError> {
+    if wanted.len() > MAX_PORTS {
+        return Err(RequestError::invalid("port", format!("more than {MAX_PORTS}")));
+    }
+    let port = |port: &i32| {
+        let port = u16::try_from(*port).ok().filter(|port| *port > 0);
+        port.ok_or_else(|| RequestError::invalid("port", "is not between 1 and 65535"))
+    };
+    wanted.iter().map(port).collect()
 }

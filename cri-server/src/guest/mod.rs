@@ -11,6 +11,8 @@ mod error;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 mod forward;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod ready;
 pub(crate) mod text;
 

@@ -10,4 +10,4 @@ mod plan;
 
 pub use config::HostPodsConfig;
 pub(crate) use leftovers::end_leftovers;
-pub(crate) use plan::{HostPlan, Kind, choose, evidence, sysctls};
+pub(crate) use plan::{HostPlan, Kind, choose, evidence, refuse_user_namespace, sysctls};

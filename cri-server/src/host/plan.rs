@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use proto::cri::v1::{self as cri, NamespaceMode};
 
 use super::HostPodsConfig;
-use crate::{machine::Layout, sandbox::RequestError};
+use crate::{id_map, machine::Layout, sandbox::RequestError};
 
 /// What a sandbox has in the place of a pause container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +42,12 @@ pub(crate) fn choose(
         }
         return Ok(Kind::Host(host));
     }
-    if security.privileged && config.privileged {
+    // Who has a user namespace wants nothing of the host's, and is privileged over what that owns.
+    let own_users = wish
+        .userns_options
+        .as_ref()
+        .is_some_and(|users| users.mode() != NamespaceMode::Node);
+    if security.privileged && config.privileged && !own_users {
         return Ok(Kind::Host(host));
     }
     Ok(Kind::Machine)
@@ -76,6 +81,19 @@ fn asked_for(wish: &cri::NamespaceOption) -> impl Iterator<Item = &'static str> 
         .into_iter()
         .filter(|(_, mode)| *mode == NamespaceMode::Node)
         .map(|(name, _)| name)
+}
+
+/// A pod with namespaces of the host cannot have a user namespace: kubelet does not ask for it either. `field` is the
+/// namespace options', for messages.
+pub(crate) fn refuse_user_namespace(field: &str, wish: &cri::NamespaceOption) -> Result<(), RequestError> {
+    if id_map::of_sandbox(field, wish)?.is_some() {
+        let reason = "POD: not together with a namespace of the host";
+        return Err(RequestError::unsupported(
+            format!("{field}.userns_options.mode"),
+            reason,
+        ));
+    }
+    Ok(())
 }
 
 /// Refuses kernel parameters that would be set for the whole host: those of a namespace that the pod shares with it, and those
@@ -156,6 +174,9 @@ mod tests {
             chosen(&security(OWN, OWN, true), &config(true, true)),
             own_network
         );
+        let mut users = security(OWN, OWN, true);
+        users.namespace_options.as_mut().unwrap().userns_options = Some(cri::UserNamespace::default());
+        assert_eq!(chosen(&users, &config(true, true)), Kind::Machine);
         let Kind::Host(host) = chosen(&security(NODE, OWN, false), &on) else {
             panic!("a pod with the host's network is a host pod");
         };

@@ -312,8 +312,9 @@ fn name_descriptors(config: &mut MachineConfig, inherited: &[OwnedFd]) -> Result
             }),
         }
     };
-    name("kernel", &mut config.kernel)?;
-    name("initramfs", &mut config.initramfs)?;
+    for (field, source) in config.files_mut() {
+        name(field, source)?;
+    }
     for device in &mut config.devices {
         let field = format!("device {}", device.id());
         if let Some(source) = device.source_mut() {

@@ -22,4 +22,4 @@ pub use launcher::{AdoptError, LaunchError, LaunchSpec, Launcher, ShimSpec, VmmL
 pub use layout::{Layout, LayoutError};
 pub use process::{Kill, MachineExit, Process};
 pub use scratch::{ScratchError, ScratchTemplate};
-pub use shares::{Propagation, ShareError, Shares, Virtiofsd};
+pub use shares::{Propagation, ShareError, Shares, View, Virtiofsd};

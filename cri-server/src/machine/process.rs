@@ -29,6 +29,7 @@ impl fmt::Display for MachineExit {
             Self::Exited(ExitReason::BadConfig) => f.write_str("the VMM refused its configuration"),
             Self::Exited(ExitReason::GuestPanic) => f.write_str("the guest kernel panicked"),
             Self::Exited(ExitReason::GuestUnrunnable) => f.write_str("KVM could not run the guest"),
+            Self::Exited(ExitReason::SnapshotRefused) => f.write_str("the VMM refused the snapshot"),
             Self::Exited(ExitReason::Other(code)) => write!(f, "the VMM exited with code {code}"),
             Self::Signalled(signal) => write!(f, "the VMM was killed by signal {signal}"),
             Self::Unobserved => f.write_str(

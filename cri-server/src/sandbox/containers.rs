@@ -211,6 +211,7 @@ impl Driver {
                 let around = Surroundings {
                     sandbox: pod,
                     vcpus: self.live()?.size.vcpus,
+                    id_map: self.plan.id_map,
                     image,
                     defaults,
                     memory_homes: &self.live()?.shared.memory_homes,
@@ -461,8 +462,11 @@ impl Driver {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        let ran = container.record.state.started_at() != 0;
-        if let (Some(log), true) = (container.log.take(), ran) {
+        // One that never ran keeps it: the guest may refuse to remove it, and then it may be started still.
+        if container.record.state.started_at() == 0 {
+            return;
+        }
+        if let Some(log) = container.log.take() {
             let end = log.finish(self.node.config.deadlines.drain()).await;
             tracing::debug!(container = id, ?end, "log finished");
         }

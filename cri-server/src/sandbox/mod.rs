@@ -11,6 +11,8 @@ mod driver;
 mod error;
 mod events;
 mod follow;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod grow;
 mod handle;
 mod ledger;

@@ -10,6 +10,7 @@ use crate::{
     config::{CgroupDriver, Config, MAX_MEMORY_MIB},
     container::spec,
     host::{self, HostPlan, Kind},
+    id_map::{self, IdMap},
     machine::{CgroupLimits, Layout, MachineCgroup, capacity},
     network::{Bandwidth, Dns, PodNetwork, PortMapping},
 };
@@ -23,7 +24,7 @@ const HOTPLUG_UNIT_MIB: u64 = 128;
 /// What the VMM and virtiofsd need beside the guest's memory, with room for their page tables and caches.
 const MIN_VMM_MIB: u64 = 64;
 /// unix(7) host names: what the kernel takes.
-const MAX_HOSTNAME: usize = 64;
+pub(super) const MAX_HOSTNAME: usize = 64;
 
 /// A sandbox as it is to be made.
 #[derive(Debug, Clone)]
@@ -44,6 +45,8 @@ pub(crate) struct SandboxPlan {
     pub(crate) hostname: String,
     /// `None`: that of the CNI plugins, else the host's.
     pub(crate) dns: Option<Dns>,
+    /// Of the user namespace that its containers are in.
+    pub(crate) id_map: Option<IdMap>,
 }
 
 /// The VMM's cgroup.
@@ -56,6 +59,7 @@ pub(crate) struct CgroupPlan {
 
 /// Where a security context is, for messages.
 const SECURITY: &str = "config.linux.security_context";
+const NAMESPACES: &str = "config.linux.security_context.namespace_options";
 
 /// Translates a sandbox, or refuses it by field.
 pub(crate) fn plan(
@@ -101,7 +105,7 @@ fn plan_as(
     let linux = pod.linux.clone().unwrap_or_default();
     let layout = Layout::new(&config.machines(), id).map_err(RequestError::failed("name the machine"))?;
     let kind = kind(&linux.security_context.clone().unwrap_or_default(), &layout)?;
-    refuse_unsupported(pod, &linux, &kind)?;
+    let id_map = refuse_unsupported(pod, &linux, &kind)?;
     let (memory_mib, vcpus) = size(&linux, config)?;
     let memory_hotplug_mib = hotplug(memory_mib, config);
     let hostname = if pod.hostname.is_empty() {
@@ -142,14 +146,16 @@ fn plan_as(
         vcpus_possible: possible(vcpus, config),
         hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
         dns,
+        id_map,
     })
 }
 
+/// What is left is what can be had; the ids of the pod's user namespace.
 fn refuse_unsupported(
     pod: &cri::PodSandboxConfig,
     linux: &cri::LinuxPodSandboxConfig,
     kind: &Kind,
-) -> Result<(), RequestError> {
+) -> Result<Option<IdMap>, RequestError> {
     if pod.windows.is_some() {
         return Err(RequestError::unsupported("config.windows", "Windows pods"));
     }
@@ -157,15 +163,12 @@ fn refuse_unsupported(
     let namespaces = security.namespace_options.clone().unwrap_or_default();
     match kind {
         // No process is the sandbox's own: labels are each container's.
-        Kind::Host(host) => return refuse_on_host(linux, &namespaces, *host),
-        Kind::Machine => spec::refuse_host_namespaces(&format!("{SECURITY}.namespace_options"), &namespaces)?,
+        Kind::Host(host) => return refuse_on_host(linux, &namespaces, *host).map(|()| None),
+        Kind::Machine => spec::refuse_host_namespaces(NAMESPACES, &namespaces)?,
     }
-    spec::refuse_labels(
-        SECURITY,
-        security.selinux_options.as_ref(),
-        security.apparmor.as_ref(),
-        "",
-    )
+    // A Machine has no process of the sandbox's own: profiles of AppArmor are each container's.
+    spec::refuse_selinux(SECURITY, security.selinux_options.as_ref())?;
+    id_map::of_sandbox(NAMESPACES, &namespaces)
 }
 
 fn refuse_on_host(
@@ -173,7 +176,7 @@ fn refuse_on_host(
     namespaces: &cri::NamespaceOption,
     host: HostPlan,
 ) -> Result<(), RequestError> {
-    spec::refuse_user_namespace(&format!("{SECURITY}.namespace_options"), namespaces)?;
+    host::refuse_user_namespace(NAMESPACES, namespaces)?;
     host::sysctls("config.linux.sysctls", &linux.sysctls, host)
 }
 

@@ -120,7 +120,10 @@ pub(super) async fn on_cgroup(
 }
 
 /// Processors' time and memory, which a Machine has; nothing else of a pod can be limited from outside.
-fn pod_limits(field: &str, wish: Option<&cri::LinuxContainerResources>) -> Result<Limits, RequestError> {
+pub(super) fn pod_limits(
+    field: &str,
+    wish: Option<&cri::LinuxContainerResources>,
+) -> Result<Limits, RequestError> {
     let limits = wish.map(Limits::from).unwrap_or_default();
     // kubelet asks for it beside each memory limit. A Machine is one process: it always ends as a whole.
     let other_files = limits.unified.keys().any(|file| file != "memory.oom.group");

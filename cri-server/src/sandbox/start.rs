@@ -31,6 +31,7 @@ use crate::{
     failpoint,
     guest::ReadyListener,
     host::Kind,
+    id_map::IdMap,
     machine::{ControlClient, LaunchSpec, Layout, Process},
     network::{Attachment, Dns, INTERFACE, NetworkStatus, Prepared},
 };
@@ -274,9 +275,10 @@ fn launch_spec(node: &Node, plan: &SandboxPlan, prepared: Prepared) -> Result<La
         config: MachineConfig {
             version: CONFIG_VERSION,
             id: plan.id.clone(),
-            kernel: FileSource::Fd(2),
-            initramfs: FileSource::Fd(3),
+            kernel: Some(FileSource::Fd(2)),
+            initramfs: Some(FileSource::Fd(3)),
             command_line: defaults.command_line.clone(),
+            snapshot: None,
             vcpus: Vcpus {
                 boot: plan.vcpus,
                 max: plan.vcpus_possible,
@@ -388,6 +390,7 @@ fn configuration(
             })
             .collect(),
         sysctls: pod.linux.clone().unwrap_or_default().sysctls,
+        user_namespace: plan.id_map.map(IdMap::for_agent),
         shm_size_bytes: SHM_BYTES,
         realtime_ns: u64::try_from(now_ns()).unwrap_or_default(),
         entropy: random_bytes::<64>()?.to_vec(),

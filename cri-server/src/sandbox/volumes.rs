@@ -28,7 +28,7 @@ use crate::{
         files::Budget,
         mounts::{MemoryHome, MemoryHomes, PlannedMount, SharedVolume, Volume},
     },
-    machine::{MachineExit, Process, Propagation, ShareError},
+    machine::{MachineExit, Process, Propagation, ShareError, View},
 };
 
 /// Name of the virtio-fs device, and the tag that the guest mounts by.
@@ -70,6 +70,9 @@ pub(crate) struct ShareKey {
     inode: u64,
     propagation: Propagation,
     submounts: Vec<String>,
+    /// With the ids of the pod's user namespace.
+    #[serde(default)]
+    id_mapped: bool,
 }
 
 /// What of the volumes a running Machine has.
@@ -124,6 +127,7 @@ impl Driver {
             inode: shared.source.inode,
             propagation: shared.propagation,
             submounts: shared.submounts.clone(),
+            id_mapped: shared.id_map.is_some(),
         };
         let known = self.volume_uses().chain(mine).find_map(|used| match used {
             VolumeUse::Shared { name, of, .. } if *of == key => Some(name.clone()),
@@ -258,11 +262,14 @@ impl Driver {
             live.add_shares(server, socket).await?;
         }
         if !live.shared.bound.contains(name) {
-            let bound = shares.bind(&self.plan.layout, name, shared.source.file, shared.propagation);
-            bound.await.map_err(RequestError::failed(format!(
-                "share {} with the guest",
-                shared.path.display()
-            )))?;
+            let view = View {
+                propagation: shared.propagation,
+                id_map: shared.id_map,
+            };
+            let bound = shares.bind(&self.plan.layout, name, shared.source.file, view);
+            bound
+                .await
+                .map_err(|error| not_bound(field, &shared.path, error))?;
             live.shared.bound.insert(name.to_owned());
         }
         Ok(agent::SharedSource {
@@ -441,12 +448,26 @@ impl Live {
     }
 }
 
+fn not_bound(field: &str, path: &std::path::Path, error: ShareError) -> RequestError {
+    match error {
+        ShareError::IdMap { .. } => {
+            let reason = format!("{}: {}", path.display(), chain(&error));
+            RequestError::unsupported(format!("{field}.uidMappings"), reason)
+        }
+        ShareError::Program { .. } | ShareError::Step { .. } => {
+            RequestError::failed(format!("share {} with the guest", path.display()))(error)
+        }
+    }
+}
+
 fn not_served(field: &str, path: &std::path::Path, error: ShareError) -> RequestError {
     match error {
         ShareError::Program { .. } => {
             let reason = format!("{} has to be shared with the guest, and {error}", path.display());
             RequestError::unsupported(format!("{field}.host_path"), reason)
         }
-        ShareError::Step { .. } => RequestError::failed("share the pod's volumes")(error),
+        ShareError::Step { .. } | ShareError::IdMap { .. } => {
+            RequestError::failed("share the pod's volumes")(error)
+        }
     }
 }

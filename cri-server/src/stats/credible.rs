@@ -14,8 +14,8 @@ const ALL_OF_THE_TIME: u32 = 100 * 100;
 /// The most that a guest can use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    memory_bytes: u64,
-    scratch_bytes: u64,
+    pub(super) memory_bytes: u64,
+    pub(super) scratch_bytes: u64,
     pub(super) processors: u32,
 }
 

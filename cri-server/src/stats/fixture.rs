@@ -25,22 +25,12 @@ pub(crate) fn measured() -> Measured {
         labels: HashMap::from([("app".to_owned(), "web".to_owned())]),
         ..cri::PodSandboxConfig::default()
     };
-    let view = SandboxView {
-        id: "pod".to_owned(),
-        request: Arc::new(cri::RunPodSandboxRequest {
-            config: Some(pod),
-            runtime_handler: String::new(),
-        }),
-        created_at: AT_NS - 10_000_000_000,
-        state: SandboxState::Ready { held: Vec::new() },
-        ips: Vec::new(),
-        timings: Timings::default(),
-        console: String::new(),
-        machine: None,
-        containers: vec![Arc::new(container())],
+    let request = cri::RunPodSandboxRequest {
+        config: Some(pod),
+        runtime_handler: String::new(),
     };
     Measured {
-        view: Arc::new(view),
+        view: Arc::new(sandbox(request)),
         stats: stats(),
         processors: 1,
         at_ns: AT_NS,
@@ -48,7 +38,23 @@ pub(crate) fn measured() -> Measured {
     }
 }
 
-fn container() -> ContainerView {
+/// The sandbox "pod" as it was asked for, with a running container.
+pub(crate) fn sandbox(request: cri::RunPodSandboxRequest) -> SandboxView {
+    SandboxView {
+        id: "pod".to_owned(),
+        request: Arc::new(request),
+        created_at: AT_NS - 10_000_000_000,
+        state: SandboxState::Ready { held: Vec::new() },
+        ips: Vec::new(),
+        timings: Timings::default(),
+        console: String::new(),
+        machine: None,
+        containers: vec![Arc::new(container(of_pod()))],
+    }
+}
+
+/// What the container was asked for with.
+fn of_pod() -> cri::CreateContainerRequest {
     let config = cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata {
             name: "main".to_owned(),
@@ -69,14 +75,19 @@ fn container() -> ContainerView {
         }),
         ..cri::ContainerConfig::default()
     };
+    cri::CreateContainerRequest {
+        pod_sandbox_id: "pod".to_owned(),
+        config: Some(config),
+        sandbox_config: None,
+    }
+}
+
+/// The container "c1" as it was asked for, running.
+pub(crate) fn container(request: cri::CreateContainerRequest) -> ContainerView {
     ContainerView {
         id: "c1".to_owned(),
         sandbox_id: "pod".to_owned(),
-        request: Arc::new(cri::CreateContainerRequest {
-            pod_sandbox_id: "pod".to_owned(),
-            config: Some(config),
-            sandbox_config: None,
-        }),
+        request: Arc::new(request),
         created_at: AT_NS - 9_000_000_000,
         state: ContainerState::Running {
             started_at: AT_NS - 8_000_000_000,

@@ -4,8 +4,10 @@
 //! convert. All but `gather` is pure.
 
 mod credible;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub(crate) mod fixture;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod gather;
 pub(crate) mod metrics;
 mod sample;

@@ -60,7 +60,7 @@ pub(crate) fn sandbox_stats(figures: &Figures<'_>) -> cri::PodSandboxStats {
         linux: Some(cri::LinuxPodSandboxStats {
             cpu: Some(cpu(figures, &view.id, &guest)),
             memory: Some(memory(measured.at_ns, &guest)),
-            network: Some(network(measured)),
+            network: network(measured),
             process: Some(cri::ProcessUsage {
                 timestamp: measured.at_ns,
                 process_count: number(guest.processes),
@@ -157,7 +157,8 @@ fn pressure(pressure: v1::Pressure) -> cri::PsiStats {
     }
 }
 
-fn network(measured: &Measured) -> cri::NetworkUsage {
+/// Without the pod's own interface there is nothing to tell: kubelet takes the default interface as given and panics otherwise.
+fn network(measured: &Measured) -> Option<cri::NetworkUsage> {
     let usage = |interface: &v1::InterfaceStats| cri::NetworkInterfaceUsage {
         name: interface.name.clone(),
         rx_bytes: number(interface.rx_bytes),
@@ -170,11 +171,12 @@ fn network(measured: &Measured) -> cri::NetworkUsage {
         .interfaces
         .iter()
         .partition(|interface| interface.name == INTERFACE);
-    cri::NetworkUsage {
+    let default = default.first()?;
+    Some(cri::NetworkUsage {
         timestamp: measured.at_ns,
-        default_interface: default.first().map(|interface| usage(interface)),
+        default_interface: Some(usage(default)),
         interfaces: others.into_iter().map(usage).collect(),
-    }
+    })
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! how far it came; `capture` keeps a short process's output in memory. HTTP is in `streaming`.
 
 mod capture;
+#[cfg(feature = "testing")]
+pub(crate) mod fuzz;
 mod log;
 mod output;
 mod stdin;

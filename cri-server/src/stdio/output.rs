@@ -102,6 +102,12 @@ pub struct Output {
 struct Connection {
     reader: ReadHalf<UnixStream>,
     writer: WriteHalf<UnixStream>,
+    frames: Frames,
+}
+
+/// What arrived and was not delivered yet.
+#[derive(Debug)]
+pub(super) struct Frames {
     buffer: BytesMut,
     /// The frame whose payload is being read: stream, bytes that are left.
     frame: Option<(Stream, usize)>,
@@ -109,7 +115,7 @@ struct Connection {
 
 /// Which streams have ended, and which there are.
 #[derive(Debug, Clone, Copy)]
-struct Ends {
+pub(super) struct Ends {
     stdout: bool,
     stderr: bool,
     terminal: bool,
@@ -153,11 +159,7 @@ impl Output {
             process,
             offset,
             acknowledged: offset,
-            ends: Ends {
-                stdout: false,
-                stderr: false,
-                terminal,
-            },
+            ends: Ends::new(terminal),
             connection: None,
             pause: FIRST_PAUSE,
             guest_ended: false,
@@ -281,8 +283,7 @@ impl Output {
                 Ok(Connection {
                     reader,
                     writer,
-                    buffer: BytesMut::with_capacity(MAX_FRAME),
-                    frame: None,
+                    frames: Frames::new(),
                 })
             }
             refusal => Err(Step::Refused(refusal)),
@@ -310,22 +311,36 @@ impl Connection {
     /// Takes what is in the buffer, or reads more. Only the read waits, and what it read stays in the buffer: cancel-safe.
     async fn step(&mut self, ends: &mut Ends) -> Step {
         loop {
-            match self.take(ends) {
+            match self.frames.take(ends) {
                 Ok(Some(event)) => return Step::Event(event),
                 Ok(None) => {}
                 Err(error) => return Step::Broken(error),
             }
-            self.buffer.reserve(MAX_FRAME);
-            match self.reader.read_buf(&mut self.buffer).await {
+            match self.reader.read_buf(self.frames.buffer()).await {
                 Ok(0) => return Step::Lost(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
                 Err(error) => return Step::Lost(error),
             }
         }
     }
+}
+
+impl Frames {
+    pub(super) fn new() -> Self {
+        Self {
+            buffer: BytesMut::with_capacity(MAX_FRAME),
+            frame: None,
+        }
+    }
+
+    /// For what arrives next.
+    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+        self.buffer.reserve(MAX_FRAME);
+        &mut self.buffer
+    }
 
     /// Parts of a payload are passed on as they come, so the buffer never has to hold a whole frame.
-    fn take(&mut self, ends: &mut Ends) -> Result<Option<OutputEvent>, DecodeError> {
+    pub(super) fn take(&mut self, ends: &mut Ends) -> Result<Option<OutputEvent>, DecodeError> {
         loop {
             if let Some((stream, left)) = self.frame {
                 if self.buffer.is_empty() {
@@ -351,6 +366,15 @@ impl Connection {
 }
 
 impl Ends {
+    /// Of a process whose streams are open; on a terminal it has one.
+    pub(super) fn new(terminal: bool) -> Self {
+        Self {
+            stdout: false,
+            stderr: false,
+            terminal,
+        }
+    }
+
     fn all(self) -> bool {
         self.stdout && (self.stderr || self.terminal)
     }

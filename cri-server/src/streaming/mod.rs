@@ -34,6 +34,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -52,6 +53,8 @@ pub(crate) use tickets::Purpose;
 
 /// Connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 2048;
+/// Silence of a client's kernel after which it is asked whether it knows the connection.
+const ASK_AFTER: Duration = Duration::from_secs(15);
 /// After an accept that failed for lack of something: time for it to become free.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -124,5 +127,15 @@ async fn accept(
     let (stream, _) = listener.accept().await?;
     // Keystrokes and their echo are not to wait for one another.
     stream.set_nodelay(true)?;
+    keep_asking(&stream)?;
     Ok((stream, permit))
+}
+
+/// A client's end stays behind bytes that it has sent and nobody takes, as those of a process that does not read its stdin. Its
+/// kernel gives such a connection up after a while and says so, but only when it is asked.
+fn keep_asking(stream: &TcpStream) -> std::io::Result<()> {
+    sockopt::set_tcp_keepidle(stream, ASK_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, ASK_AFTER)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    Ok(())
 }

@@ -24,6 +24,9 @@ use crate::{
 
 /// Bytes read from the pod at once.
 const READ: usize = 32 * 1024;
+/// Pairs that wait for their second stream. Clients open the two together; one that breaks its half off leaves the pair here for
+/// a while, whatever the connection's own bound on streams says.
+const MAX_WAITING: usize = 256;
 
 /// Forwards for one client.
 pub(super) struct Forwarder<'n> {
@@ -151,6 +154,9 @@ impl Pairs {
             "" => format!("stream {}", new.id),
             request => request.to_owned(),
         };
+        if self.waiting.len() >= MAX_WAITING && !self.waiting.contains_key(&request) {
+            return None;
+        }
         let pair = self.waiting.entry(request.clone()).or_insert_with(|| Pair {
             since: Instant::now(),
             data: None,

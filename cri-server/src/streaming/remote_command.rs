@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use proto::cri::v1 as cri;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -70,21 +71,42 @@ pub(super) enum Outcome {
 }
 
 impl Wanted {
-    /// As CRI allows them.
-    pub(crate) fn checked(self) -> Result<Self, RequestError> {
-        if self.terminal && self.stderr {
+    /// As CRI allows them; Exec and Attach ask in the same order.
+    fn checked([stdin, stdout, stderr, terminal]: [bool; 4]) -> Result<Self, RequestError> {
+        if terminal && stderr {
             return Err(RequestError::invalid(
                 "stderr",
                 "a terminal has one output: tty and stderr exclude each other",
             ));
         }
-        if !(self.stdin || self.stdout || self.stderr) {
+        if !(stdin || stdout || stderr) {
             return Err(RequestError::invalid(
                 "stdin",
                 "one of stdin, stdout and stderr must be set",
             ));
         }
-        Ok(self)
+        Ok(Self {
+            stdin,
+            stdout,
+            stderr,
+            terminal,
+        })
+    }
+}
+
+impl TryFrom<&cri::ExecRequest> for Wanted {
+    type Error = RequestError;
+
+    fn try_from(request: &cri::ExecRequest) -> Result<Self, RequestError> {
+        Self::checked([request.stdin, request.stdout, request.stderr, request.tty])
+    }
+}
+
+impl TryFrom<&cri::AttachRequest> for Wanted {
+    type Error = RequestError;
+
+    fn try_from(request: &cri::AttachRequest) -> Result<Self, RequestError> {
+        Self::checked([request.stdin, request.stdout, request.stderr, request.tty])
     }
 }
 
@@ -343,13 +365,7 @@ mod tests {
     #[test]
     fn impossible_wishes_are_refused_by_field() {
         let wanted = |stdin, stdout, stderr, terminal| {
-            let wanted = Wanted {
-                stdin,
-                stdout,
-                stderr,
-                terminal,
-            };
-            wanted.checked().map_err(|error| error.to_string())
+            Wanted::checked([stdin, stdout, stderr, terminal]).map_err(|error| error.to_string())
         };
         assert!(wanted(true, false, false, false).is_ok());
         assert!(wanted(false, true, false, true).is_ok());

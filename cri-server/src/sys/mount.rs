@@ -27,9 +27,14 @@ pub(crate) fn set_propagation(mount: impl AsFd, propagation: Propagation, recurs
         },
         userns_fd: 0,
     };
+    change(mount, attr, recursive)
+}
+
+/// `attr` for the mount, or its whole tree.
+pub(super) fn change(mount: impl AsFd, attr: libc::mount_attr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string, `attr` lives for the call and has the size given, and the borrowed descriptor
-    // is open.
+    // is open. A descriptor in `attr` is the caller's, and a wrong one is EBADF.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

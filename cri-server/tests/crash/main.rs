@@ -22,7 +22,12 @@ const START: [&str; 7] = [
     "start.booted",
     "start.configured",
 ];
-const CREATE: [&str; 3] = ["create.reserved", "create.layers", "create.made"];
+const CREATE: [&str; 4] = [
+    "create.reserved",
+    "create.layers",
+    "create.volumes",
+    "create.made",
+];
 const END: [&str; 2] = ["stop.ended", "remove.released"];
 
 #[tokio::test(flavor = "multi_thread")]

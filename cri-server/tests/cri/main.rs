@@ -5,11 +5,14 @@
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 mod authority;
+mod confinement;
 mod events;
 mod exec;
 mod failure;
 mod host_pod;
 mod idempotence;
+mod logs;
+mod model;
 mod pod_lifecycle;
 mod recovery;
 mod resize;

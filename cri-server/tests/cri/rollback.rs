@@ -143,6 +143,22 @@ async fn a_container_that_is_not_made_entirely_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_is_not_removed_is_whole() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod("web").await.unwrap();
+    let config = node.container_config("c", &["echo", "heard"]);
+    let container = node.create(&pod, config).await.unwrap();
+    node.host
+        .inject(FaultPoint::Call("RemoveContainer"), Fault::Fail, 1);
+    let removed = node.remove_container(&container).await;
+    refused(removed, Code::Internal, "remove container");
+    node.start_container(&container).await.unwrap();
+    assert_eq!(node.log("web", "c", 1).await, ["stdout F heard"]);
+    node.ended(&container).await;
+    node.remove_container(&container).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_that_cannot_be_honoured_name_their_field_and_make_nothing() {
     let node = TestNode::start().await;
     let mut host_network = node.pod_config("web");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use cri_server::{
     guest::fake::{Fault, FaultPoint},
-    machine::Propagation,
+    machine::{Propagation, View},
 };
 use proto::{
     agent::v1::{self as agent, mount::Source},
@@ -79,7 +79,11 @@ async fn a_directory_is_shared_once_and_as_long_as_a_container_has_it() {
     let real = fs_err::canonicalize(&data).unwrap();
     let bound = node.shares.bound(&pod);
     assert_eq!(bound.len(), 1, "{bound:?}");
-    assert_eq!(bound["0"], (real, Propagation::Private));
+    let view = View {
+        propagation: Propagation::Private,
+        id_map: None,
+    };
+    assert_eq!(bound["0"], (real, view));
     let place = shared(&node, &pod, &first);
     assert_eq!(
         (place.tag.as_str(), place.path.as_str(), place.submounts.len()),

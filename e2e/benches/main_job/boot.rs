@@ -10,15 +10,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use e2e::Figures;
 use proto::machine::{
     CONFIG_VERSION, Console, FileSource, MachineConfig, Request, Response, Stats, Vcpus, Vsock,
 };
 use tempfile::TempDir;
 
-use crate::{
-    figures::Figures,
-    ready::{Ear, Heard, monotonic_ns},
-};
+use crate::ready::{Ear, Heard, monotonic_ns};
 
 /// What is booted: the same for both.
 #[derive(Debug, Clone)]
@@ -65,9 +63,10 @@ impl Machine {
         let config = MachineConfig {
             version: CONFIG_VERSION,
             id: "bench".to_owned(),
-            kernel: FileSource::Path(payload.kernel.clone()),
-            initramfs: FileSource::Path(payload.initramfs.clone()),
+            kernel: Some(FileSource::Path(payload.kernel.clone())),
+            initramfs: Some(FileSource::Path(payload.initramfs.clone())),
             command_line: command_line.to_owned(),
+            snapshot: None,
             vcpus: Vcpus { boot: 1, max: 1 },
             memory_mib: payload.memory_mib,
             memory_hotplug_mib: 0,

@@ -6,8 +6,6 @@
 
 mod agent;
 mod boot;
-mod conditions;
-mod figures;
 mod pods;
 mod ready;
 
@@ -18,14 +16,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Churn, Node, churn, process::status_kib};
+use e2e::{Churn, Figures, Node, churn, conditions, process::status_kib};
 use proto::machine::Stats;
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
 use self::{
     boot::{Payload, Qemu},
-    figures::Figures,
     pods::Pods,
 };
 

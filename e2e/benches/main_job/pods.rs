@@ -3,10 +3,8 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Cri, Node, PodSpec, process};
+use e2e::{Cri, Figures, Node, PodSpec, process};
 use serde_json::Value;
-
-use crate::figures::Figures;
 
 /// What the pods told.
 #[derive(Debug, Default)]

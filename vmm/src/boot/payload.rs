@@ -9,7 +9,7 @@ use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{self, KernelLoader};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
-use crate::config::Plan;
+use crate::config::Payload;
 use crate::devices::virtio::GuestMemory;
 use crate::memory::layout::{self, RamLayout};
 use crate::x86_64::mptable;
@@ -46,12 +46,17 @@ pub(crate) enum PayloadError {
 }
 
 /// Loads everything; returns the kernel's entry.
-pub(super) fn load(plan: &Plan, memory: &GuestMemory, layout: RamLayout) -> Result<u64, PayloadError> {
-    let kernel = load_kernel(memory, &plan.kernel)?;
-    let initramfs = load_initramfs(memory, &plan.initramfs, kernel.end, layout.low_end())?;
-    write_command_line(memory, &plan.command_line)?;
+pub(super) fn load(
+    payload: &Payload,
+    processors: u8,
+    memory: &GuestMemory,
+    layout: RamLayout,
+) -> Result<u64, PayloadError> {
+    let kernel = load_kernel(memory, &payload.kernel)?;
+    let initramfs = load_initramfs(memory, &payload.initramfs, kernel.end, layout.low_end())?;
+    write_command_line(memory, &payload.command_line)?;
     write_start_info(memory, initramfs, layout)?;
-    let table = mptable::bytes(plan.vcpus.max);
+    let table = mptable::bytes(processors);
     memory
         .write_slice(&table, layout::MP_TABLE)
         .map_err(table_error("MP table"))?;

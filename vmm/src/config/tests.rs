@@ -5,7 +5,7 @@ use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::SockType;
-use proto::machine::{Console, Device, FileSource};
+use proto::machine::{Console, Device, FileSource, Snapshot};
 
 use super::device::parse_mac;
 use super::*;
@@ -14,9 +14,10 @@ fn config() -> MachineConfig {
     MachineConfig {
         version: CONFIG_VERSION,
         id: "a1".to_owned(),
-        kernel: FileSource::Path("/dev/null".into()),
-        initramfs: FileSource::Path("/dev/null".into()),
+        kernel: Some(FileSource::Path("/dev/null".into())),
+        initramfs: Some(FileSource::Path("/dev/null".into())),
         command_line: "quiet".to_owned(),
+        snapshot: None,
         vcpus: Vcpus { boot: 1, max: 2 },
         memory_mib: 128,
         memory_hotplug_mib: 0,
@@ -54,9 +55,16 @@ fn a_good_configuration_becomes_a_plan() {
     let mut config = config();
     config.devices.push(pmem("layer-1", "/dev/null"));
     check(&config).unwrap();
-    let plan = prepare(config, &mut Descriptors::none()).unwrap();
+    let (plan, beginning) = prepare(config, &mut Descriptors::none()).unwrap();
     assert_eq!(plan.memory_bytes, 128 << 20);
-    assert!(plan.command_line.ends_with(" quiet"), "{}", plan.command_line);
+    let Beginning::Boot(payload) = beginning else {
+        panic!("{beginning:?}");
+    };
+    assert!(
+        payload.command_line.ends_with(" quiet"),
+        "{}",
+        payload.command_line
+    );
     assert!(matches!(plan.devices[0].kind, DeviceKind::Pmem { .. }));
 }
 
@@ -93,8 +101,51 @@ fn every_refusal_names_its_field() {
 }
 
 #[test]
+fn a_guest_boots_or_goes_on_and_never_both() {
+    let file = || FileSource::Path("/dev/null".into());
+    let snapshot = |origin: &str| Snapshot {
+        memory: file(),
+        state: file(),
+        origin: origin.to_owned(),
+    };
+    let goes_on = |config: &mut MachineConfig| {
+        (config.kernel, config.initramfs) = (None, None);
+        config.command_line = String::new();
+        config.snapshot = Some(snapshot("kernel-1"));
+    };
+    let mut config = config();
+    goes_on(&mut config);
+    check(&config).unwrap();
+    let (_, beginning) = prepare(config, &mut Descriptors::none()).unwrap();
+    assert!(matches!(&beginning, Beginning::Snapshot(files) if files.origin == "kernel-1"));
+
+    type Change<'c> = &'c dyn Fn(&mut MachineConfig);
+    let cases: [(&str, Change<'_>); 6] = [
+        ("kernel: ", &|config| config.kernel = None),
+        ("initramfs: ", &|config| config.initramfs = None),
+        ("kernel: ", &|config| config.snapshot = Some(snapshot("o"))),
+        ("initramfs: ", &|config| {
+            goes_on(config);
+            config.initramfs = Some(file());
+        }),
+        ("command_line: ", &|config| {
+            goes_on(config);
+            config.command_line = "quiet".to_owned();
+        }),
+        ("snapshot.origin: ", &|config| {
+            goes_on(config);
+            config.snapshot = Some(snapshot(""));
+        }),
+    ];
+    for (start, change) in cases {
+        let text = refusal(change);
+        assert!(text.starts_with(start), "{start:?}: {text}");
+    }
+}
+
+#[test]
 fn missing_files_and_bad_devices_are_named() {
-    let text = refusal(|config| config.kernel = FileSource::Path("/nowhere/vmlinux".into()));
+    let text = refusal(|config| config.kernel = Some(FileSource::Path("/nowhere/vmlinux".into())));
     assert!(
         text.starts_with("kernel: ") && text.contains("/nowhere/vmlinux"),
         "{text}"
@@ -116,7 +167,7 @@ fn missing_files_and_bad_devices_are_named() {
     assert!(check_id(&digest).is_ok() && check_id(&"0".repeat(129)).is_err());
     let text = refusal(|config| config.devices.push(pmem("a b", "/dev/null")));
     assert!(text.contains("\"a b\""), "{text}");
-    let text = refusal(|config| config.initramfs = FileSource::Fd(1000));
+    let text = refusal(|config| config.initramfs = Some(FileSource::Fd(1000)));
     assert!(text.starts_with("initramfs: ") && text.contains("1000"), "{text}");
 }
 

@@ -21,6 +21,16 @@ impl MachineFunction {
         }
     }
 
+    /// Takes over the configuration space of one that is no virtio device; false if it is none, or another.
+    #[must_use]
+    pub(crate) fn restore_fixed(&mut self, saved: &[u8]) -> bool {
+        match self {
+            Self::HostBridge(function) => function.restore(saved),
+            Self::PvPanic(function) => function.restore(saved),
+            Self::Virtio(_) => false,
+        }
+    }
+
     fn function(&mut self) -> &mut dyn Function {
         match self {
             Self::HostBridge(function) => function,

@@ -30,6 +30,12 @@ impl PvPanic {
         config.add_bar(0, BAR_SIZE, slot.preset_bar());
         Self { config, mailbox }
     }
+
+    /// See [`ConfigSpace::restore`].
+    #[must_use]
+    pub(crate) fn restore(&mut self, saved: &[u8]) -> bool {
+        self.config.restore(saved)
+    }
 }
 
 impl Function for PvPanic {

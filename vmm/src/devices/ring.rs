@@ -27,7 +27,13 @@ impl ConsoleRing {
         let overflow = (self.bytes.len() + kept.len()).saturating_sub(self.limit);
         self.bytes.drain(..overflow);
         self.bytes.extend(kept);
-        self.dropped += (skipped + overflow) as u64;
+        self.dropped = self.dropped.saturating_add((skipped + overflow) as u64);
+    }
+
+    /// Begins with what another ring kept, of which `dropped` bytes were forgotten.
+    pub(crate) fn restore(&mut self, bytes: &[u8], dropped: u64) {
+        self.dropped = self.dropped.saturating_add(dropped);
+        self.push(bytes);
     }
 
     /// Everything that is kept, oldest first. What is not UTF-8 is replaced.
@@ -61,6 +67,13 @@ mod tests {
         assert_eq!((ring.text().as_str(), ring.dropped()), ("cdef", 2));
         ring.push(b"0123456789");
         assert_eq!((ring.text().as_str(), ring.dropped()), ("6789", 12));
+    }
+
+    #[test]
+    fn a_smaller_ring_keeps_the_end_of_another() {
+        let mut ring = ConsoleRing::new(4);
+        ring.restore(b"abcdef", 10);
+        assert_eq!((ring.text().as_str(), ring.dropped()), ("cdef", 12));
     }
 
     #[test]

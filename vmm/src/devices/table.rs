@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::virtio::SavedState;
 use super::virtio::balloon::Balloon;
 use super::virtio::block::{Block, DiskError};
 use super::virtio::fs::{Fs, FsError};
@@ -51,6 +52,38 @@ pub(crate) enum BuildDeviceError {
         #[source]
         source: DiskError,
     },
+}
+
+/// Builds a device of a snapshot anew, with what was saved of it. `None`: nothing like that can be saved, or it does not fit
+/// the Machine.
+pub(crate) fn restore(id: String, own: &SavedState, vm: &Vm) -> Option<BuiltDevice> {
+    let (device, adjustable): (SharedDevice, _) = match own {
+        SavedState::Memory(saved) => {
+            let memory = Mem::restored(&vm.layout().hotplug(), saved.clone())?;
+            let memory = Arc::new(Mutex::new(memory));
+            (Arc::<Mutex<Mem>>::clone(&memory), Adjustable::Memory(memory))
+        }
+        SavedState::Balloon(saved) => {
+            let balloon = Balloon::restored(memory_mib(vm), *saved);
+            let balloon = Arc::new(Mutex::new(balloon));
+            (
+                Arc::<Mutex<Balloon>>::clone(&balloon),
+                Adjustable::Balloon(balloon),
+            )
+        }
+        SavedState::Console | SavedState::Rng | SavedState::Vsock(_) => return None,
+    };
+    Some(BuiltDevice {
+        id,
+        device,
+        region: None,
+        adjustable: Some(adjustable),
+    })
+}
+
+fn memory_mib(vm: &Vm) -> u64 {
+    let bytes: u64 = vm.memory().iter().map(GuestMemoryRegion::len).sum();
+    bytes >> 20
 }
 
 /// A device, and what must be undone when it goes.
@@ -109,8 +142,7 @@ pub(crate) fn build(prepared: PreparedDevice, vm: &Vm) -> Result<BuiltDevice, Bu
             memory
         }
         DeviceKind::Balloon => {
-            let bytes = vm.memory().iter().map(GuestMemoryRegion::len).sum::<u64>();
-            let balloon = Arc::new(Mutex::new(Balloon::new(bytes >> 20)));
+            let balloon = Arc::new(Mutex::new(Balloon::new(memory_mib(vm))));
             adjustable = Some(Adjustable::Balloon(Arc::clone(&balloon)));
             balloon
         }

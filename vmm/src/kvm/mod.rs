@@ -1,12 +1,17 @@
 //! KVM: the machine that the kernel runs for us, and what it must be able to do.
 
+mod chips;
 mod coalesced;
 pub(crate) mod internal_error;
+pub(crate) mod msrs;
+mod processor;
 mod vm;
 
 use kvm_ioctls::{Cap, Kvm};
 
+pub(crate) use self::chips::ChipState;
 pub(crate) use self::coalesced::CoalescedWrites;
+pub(crate) use self::processor::ProcessorState;
 pub(crate) use self::vm::{FileRegion, Vm};
 
 /// What we need from KVM, by name, with its reason.
@@ -60,6 +65,17 @@ pub(crate) enum KvmError {
     },
     #[error("no room for {size} bytes among the guest's addresses")]
     AddressSpace { size: u64 },
+    #[error("KVM refuses the value {value:#x} of the model-specific register {index:#x}")]
+    ModelSpecific { index: u32, value: u64 },
+    #[error("the time stamp counter ran at {saved} kHz, here it runs at {here}, and KVM cannot scale it")]
+    TscFrequency {
+        saved: u32,
+        here: u32,
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    #[error("the saved {0} cannot be loaded")]
+    SavedState(&'static str),
     #[error("the Machine has {asked} processors, KVM offers {offered} here")]
     Processors { asked: u8, offered: usize },
 }

@@ -13,7 +13,7 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{CoalescedWrites, KvmError};
+use super::{ChipState, CoalescedWrites, KvmError};
 use crate::devices::virtio::GuestMemory;
 use crate::memory::FileMapping;
 use crate::memory::layout::{self, RamLayout};
@@ -98,6 +98,16 @@ impl Vm {
 
     pub(crate) fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// What a snapshot keeps of the chips; no processor runs.
+    pub(crate) fn save_chips(&self) -> Result<ChipState, KvmError> {
+        ChipState::save(&self.fd)
+    }
+
+    /// See [`ChipState::load`].
+    pub(crate) fn load_chips(&self, state: &ChipState) -> Result<(), KvmError> {
+        state.load(&self.fd)
     }
 
     pub(crate) fn create_vcpu(&self, id: u8) -> Result<VcpuFd, KvmError> {

@@ -8,7 +8,7 @@ use super::{AttachedDevice, Machine};
 use crate::devices::function::MachineFunction;
 use crate::devices::table::BuiltDevice;
 use crate::event_loop::{DeviceSubscriber, Subscriber};
-use crate::pci::bus::{BusFull, Slot};
+use crate::pci::bus::{BusFull, PciBus, Slot};
 use crate::pci::transport::{Services, SharedDevice, TransportError, VirtioFunction};
 
 /// Why a device cannot be put on the bus.
@@ -18,6 +18,8 @@ pub(crate) enum AttachError {
     Bus(#[from] BusFull),
     #[error(transparent)]
     Transport(#[from] TransportError),
+    #[error("two devices are at {0}")]
+    Taken(Slot),
 }
 
 /// Puts a device on the bus.
@@ -28,6 +30,29 @@ pub(crate) fn attach(
 ) -> Result<Slot, AttachError> {
     let mut pci = bus.pci();
     let slot = pci.free_slot()?;
+    insert(&mut pci, services, device, slot)
+}
+
+/// Puts a device on the bus where another Machine had it.
+pub(crate) fn attach_at(
+    bus: &crate::bus::Bus,
+    services: &Services,
+    device: &SharedDevice,
+    slot: Slot,
+) -> Result<Slot, AttachError> {
+    let mut pci = bus.pci();
+    if !pci.is_free(slot) {
+        return Err(AttachError::Taken(slot));
+    }
+    insert(&mut pci, services, device, slot)
+}
+
+fn insert(
+    pci: &mut PciBus<MachineFunction>,
+    services: &Services,
+    device: &SharedDevice,
+    slot: Slot,
+) -> Result<Slot, AttachError> {
     let function = VirtioFunction::new(slot, SharedDevice::clone(device), services)?;
     pci.insert(slot, MachineFunction::Virtio(Box::new(function)));
     Ok(slot)
@@ -36,26 +61,13 @@ pub(crate) fn attach(
 impl Machine {
     /// Adds a built device to the running Machine.
     pub(super) fn attach(&mut self, built: BuiltDevice) -> Result<Slot, AttachError> {
-        let BuiltDevice {
-            id,
-            device,
-            region,
-            adjustable,
-        } = built;
-        match attach(&self.bus, &self.services, &device) {
+        match attach(&self.bus, &self.services, &built.device) {
             Ok(slot) => {
-                self.devices.push(AttachedDevice {
-                    id: Some(id),
-                    slot,
-                    device,
-                    subscription: None,
-                    region,
-                    adjustable,
-                });
+                self.devices.push(AttachedDevice::named(built, slot));
                 Ok(slot)
             }
             Err(error) => {
-                self.unmap(region);
+                self.unmap(built.region);
                 Err(error)
             }
         }

@@ -5,12 +5,14 @@
 //!    └──pvpanic──▶ Panicked(since) ──reset, or the grace is over──▶ Ended
 //! ```
 //!
-//! `lifecycle` starts, resets and removes devices; `requests` answers the control socket.
+//! `lifecycle` starts, resets and removes devices; `requests` answers the control socket; `snapshot` halts the guest and
+//! writes it down.
 
 mod lifecycle;
 mod requests;
+mod snapshot;
 
-pub(crate) use self::lifecycle::{AttachError, attach};
+pub(crate) use self::lifecycle::{AttachError, attach, attach_at};
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
@@ -22,12 +24,13 @@ use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use crate::bus::Bus;
 use crate::control::ControlServer;
 use crate::devices::ring::ConsoleRing;
-use crate::devices::table::Adjustable;
+use crate::devices::table::{Adjustable, BuiltDevice};
 use crate::event_loop::{Message, Subscriber};
 use crate::exit::{Ending, GuestEnd};
 use crate::kvm::{FileRegion, Vm};
 use crate::pci::bus::Slot;
 use crate::pci::transport::{Services, SharedDevice};
+use crate::snapshot::state::Shape;
 use crate::vcpu::{ExitCounters, VcpuThreads};
 
 /// How long a kernel that has panicked may write to its console before the Machine ends anyway.
@@ -36,6 +39,7 @@ const PANIC_GRACE: Duration = Duration::from_secs(2);
 /// Everything of a running guest.
 pub(crate) struct Machine {
     pub(crate) id: String,
+    pub(crate) shape: Shape,
     pub(crate) vm: Arc<Vm>,
     pub(crate) bus: Arc<Bus>,
     pub(crate) services: Services,
@@ -70,6 +74,38 @@ pub(crate) struct AttachedDevice {
     pub(crate) subscription: Option<SubscriberId>,
     pub(crate) region: Option<FileRegion>,
     pub(crate) adjustable: Option<Adjustable>,
+}
+
+impl AttachedDevice {
+    /// One of the VMM's own.
+    pub(crate) fn own(device: SharedDevice, slot: Slot) -> Self {
+        Self {
+            id: None,
+            slot,
+            device,
+            subscription: None,
+            region: None,
+            adjustable: None,
+        }
+    }
+
+    /// One of the configuration or of a request.
+    pub(crate) fn named(built: BuiltDevice, slot: Slot) -> Self {
+        let BuiltDevice {
+            id,
+            device,
+            region,
+            adjustable,
+        } = built;
+        Self {
+            id: Some(id),
+            slot,
+            device,
+            subscription: None,
+            region,
+            adjustable,
+        }
+    }
 }
 
 /// Where a Machine is in its life.
@@ -107,13 +143,17 @@ impl Machine {
             let detail = format!("the event loop failed: {error}");
             return Life::Ended(Ending::of_guest(GuestEnd::Failed(detail), false));
         }
-        while let Ok(message) = self.mail.try_recv() {
-            self.receive(message);
-        }
+        self.read_mail();
         while let Some(request) = self.next_request() {
             self.serve(request);
         }
         self.next_life()
+    }
+
+    fn read_mail(&mut self) {
+        while let Ok(message) = self.mail.try_recv() {
+            self.receive(message);
+        }
     }
 
     fn receive(&mut self, message: Message) {

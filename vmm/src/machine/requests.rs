@@ -8,6 +8,7 @@ use event_manager::SubscriberOps;
 use proto::machine::{Description, Device, DevicePlace, Request, Response, Stats, Timeline};
 
 use super::Machine;
+use super::snapshot::Order;
 use crate::config::{DeviceError, prepare_device};
 use crate::control::{self, Received};
 use crate::devices::table::{self, Adjustable};
@@ -56,6 +57,20 @@ impl Machine {
                 }
             }
             Request::Stats {} => Response::Stats(self.stats()),
+            Request::Pause {} => done(self.pause()),
+            Request::Resume {} => done(self.resume()),
+            Request::Snapshot {
+                memory,
+                state,
+                origin,
+            } => {
+                let order = Order {
+                    memory,
+                    state,
+                    origin,
+                };
+                done(self.take_snapshot(&order, descriptors))
+            }
             Request::Stop {} => {
                 self.end(Ending::stopped());
                 Response::Done {}
@@ -94,20 +109,15 @@ impl Machine {
     }
 
     fn resize_memory(&self, plugged_mib: u64) -> Response {
-        match self
-            .memory_device()
-            .map(|memory| locked(memory).resize(plugged_mib))
-        {
-            Some(Ok(())) => Response::Done {},
-            Some(Err(error)) => refusal(&error),
+        match self.memory_device() {
+            Some(memory) => done(locked(memory).resize(plugged_mib)),
             None => refused("the Machine has no memory device"),
         }
     }
 
     fn resize_balloon(&self, held_mib: u64) -> Response {
-        match self.balloon().map(|balloon| locked(balloon).hold(held_mib)) {
-            Some(Ok(())) => Response::Done {},
-            Some(Err(error)) => refusal(&error),
+        match self.balloon() {
+            Some(balloon) => done(locked(balloon).hold(held_mib)),
             None => refused("the Machine has no balloon"),
         }
     }
@@ -167,6 +177,13 @@ impl Machine {
         self.devices
             .iter()
             .position(|attached| attached.id.as_deref() == Some(id))
+    }
+}
+
+fn done<E: Error>(result: Result<(), E>) -> Response {
+    match result {
+        Ok(()) => Response::Done {},
+        Err(error) => refusal(&error),
     }
 }
 

@@ -5,6 +5,7 @@
     reason = "maps files into the address space at fixed places of our own reservation"
 )]
 
+pub(crate) mod image;
 pub(crate) mod layout;
 mod ram;
 pub(crate) mod windows;
@@ -21,6 +22,7 @@ use self::layout::FILE_ALIGN;
 
 /// x86's; the alignment of everything that the guest sees as memory.
 const HUGE_PAGE: usize = FILE_ALIGN as usize;
+const PAGE: u64 = 4096;
 
 /// Why memory cannot be had.
 #[derive(Debug, thiserror::Error)]

@@ -1,39 +1,67 @@
 //! Guest RAM: mapped once, as large as it can ever become; given back to the host piece by piece.
 //!
-//! Private anonymous memory: it gets huge pages by the host's default, and a page of it is this process's alone. A page exists
-//! only from its first touch on, and not any more after [`discard`].
+//! Private memory: it gets huge pages by the host's default, and a page of it is this process's alone. A page exists only from
+//! its first touch on, and not any more after [`discard`]. Of memory of a snapshot (`image`), what was given back is the
+//! snapshot's again when it is touched.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::layout::RamLayout;
-use super::{HUGE_PAGE, MemoryError, align, reserve};
+use super::{HUGE_PAGE, MemoryError, PAGE, align, reserve};
 use crate::devices::virtio::GuestMemory;
 
 const PROT: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 const PRIVATE: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-const PAGE: u64 = 4096;
 
 /// Maps every range of `layout` without swap reservation, so that only what the guest touches is allocated.
 ///
 /// Each begins at a multiple of 2 MiB here as it does for the guest: only then can KVM map the host's huge pages as huge
 /// pages, and a boot takes twenty faults instead of seven thousand.
 pub(crate) fn map_ram(layout: RamLayout) -> Result<GuestMemory, MemoryError> {
-    let ranges = layout.ranges();
-    let bytes = ranges.iter().map(|range| range.end - range.start).sum();
+    map_ranges(&layout.ranges(), |_, _| Ok(Backing::Anonymous))
+}
+
+/// What is behind a range of guest memory.
+pub(super) enum Backing<'f> {
+    Anonymous,
+    /// Copied when it is written. What is not among `parts`, which are ranges of the file, is anonymous.
+    Private {
+        file: &'f File,
+        parts: Vec<Range<u64>>,
+    },
+}
+
+/// Maps `ranges`; `backing` is asked what is behind one by its offset among all of them and its length.
+pub(super) fn map_ranges<'f>(
+    ranges: &[Range<u64>],
+    backing: impl Fn(u64, u64) -> io::Result<Backing<'f>>,
+) -> Result<GuestMemory, MemoryError> {
+    let bytes = length(ranges);
+    let failed = |source| MemoryError::Ram { bytes, source };
     let mut regions = Vec::new();
+    let mut offset = 0;
     for range in ranges {
-        let region = map_range(&range).map_err(|source| MemoryError::Ram { bytes, source })?;
+        let size = range.end - range.start;
+        let backing = backing(offset, size).map_err(failed)?;
+        let region = map_range(range, offset, backing).map_err(failed)?;
         regions.push(region.ok_or(MemoryError::Regions { bytes })?);
+        offset += size;
     }
     GuestMemory::from_regions(regions).map_err(|_| MemoryError::Regions { bytes })
 }
 
+fn length(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
 /// `None`: the range does not fit the process's addresses.
-fn map_range(range: &Range<u64>) -> io::Result<Option<GuestRegionMmap>> {
+fn map_range(range: &Range<u64>, offset: u64, backing: Backing<'_>) -> io::Result<Option<GuestRegionMmap>> {
     let Ok(size) = usize::try_from(range.end - range.start) else {
         return Ok(None);
     };
@@ -41,6 +69,11 @@ fn map_range(range: &Range<u64>) -> io::Result<Option<GuestRegionMmap>> {
         return Ok(None);
     };
     let start = align(reserve(reserved, PROT)?).as_ptr();
+    if let Backing::Private { file, parts } = backing {
+        for part in parts {
+            map_private(start, size, part.start - offset, file, &part)?;
+        }
+    }
     let builder = MmapRegionBuilder::<()>::new(size)
         .with_mmap_prot(PROT)
         .with_mmap_flags(PRIVATE);
@@ -51,7 +84,32 @@ fn map_range(range: &Range<u64>) -> io::Result<Option<GuestRegionMmap>> {
     Ok(GuestRegionMmap::new(mapping, GuestAddress(range.start)))
 }
 
-/// Gives guest memory back to the host: it reads as zeros from now on and costs nothing until it is touched again. Whole
+/// Maps `part` of a file privately, `within` bytes behind `start`; the reservation there has `size` bytes.
+fn map_private(
+    start: *mut libc::c_void,
+    size: usize,
+    within: u64,
+    file: &File,
+    part: &Range<u64>,
+) -> io::Result<()> {
+    let within = usize::try_from(within).map_err(io::Error::other)?;
+    let length = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
+    let offset = libc::off_t::try_from(part.start).map_err(io::Error::other)?;
+    if within.checked_add(length).is_none_or(|end| end > size) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let at = start.wrapping_byte_add(within);
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: MAP_FIXED replaces pages of our own reservation only: `length` bytes `within` its `size` (checked above).
+    let mapped = unsafe { libc::mmap(at, length, PROT, flags, file.as_raw_fd(), offset) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Gives guest memory back to the host: it reads as zeros from now on (as the snapshot's, where the memory comes from one)
+/// and costs nothing until it is touched again. Whole
 /// pages within one range of guest memory; anything else is `InvalidInput` and changes nothing.
 pub(crate) fn discard(memory: &GuestMemory, address: u64, bytes: u64) -> io::Result<()> {
     let refused = || io::Error::from(io::ErrorKind::InvalidInput);

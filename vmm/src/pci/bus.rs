@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::config_space::ConfigSpace;
 use crate::memory::layout;
 
@@ -30,7 +32,7 @@ pub(crate) trait Function: Send + fmt::Debug {
 }
 
 /// A function's number on bus 0, shown as "0000:00:05.0".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Slot(u8);
 
 impl Slot {
@@ -75,7 +77,27 @@ impl<F: Function> PciBus<F> {
             .ok_or(BusFull)
     }
 
-    /// Makes a function appear in a slot that `free_slot` gave.
+    /// Whether a function can be put there.
+    pub(crate) fn is_free(&self, slot: Slot) -> bool {
+        !self.functions.contains_key(&slot)
+    }
+
+    /// All functions, by slot.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = (Slot, &F)> {
+        self.functions.iter().map(|(slot, function)| (*slot, function))
+    }
+
+    /// Last value written to 0xCF8.
+    pub(crate) fn address(&self) -> u32 {
+        self.address
+    }
+
+    /// Goes on with an address register that was saved.
+    pub(crate) fn restore_address(&mut self, address: u32) {
+        self.address = address & !3;
+    }
+
+    /// Makes a function appear in a free slot.
     pub(crate) fn insert(&mut self, slot: Slot, function: F) {
         self.functions.insert(slot, function);
     }

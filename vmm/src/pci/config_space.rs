@@ -139,6 +139,29 @@ impl ConfigSpace {
         (decoding && address.checked_add(size).is_some()).then_some((address, size))
     }
 
+    /// All of it, for a snapshot.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Takes over what was saved; false, and nothing happens, if that is not the space of such a function: everything that a
+    /// guest cannot write has to be the same.
+    #[must_use]
+    pub(crate) fn restore(&mut self, saved: &[u8]) -> bool {
+        let Ok(saved) = <[u8; SIZE]>::try_from(saved) else {
+            return false;
+        };
+        let fixed = |bytes: &[u8; SIZE]| -> Vec<u8> {
+            let kept = bytes.iter().zip(&self.writable);
+            kept.map(|(byte, writable)| byte & !writable).collect()
+        };
+        let same = fixed(&saved) == fixed(&self.bytes);
+        if same {
+            self.bytes = saved;
+        }
+        same
+    }
+
     pub(crate) fn u16_at(&self, offset: usize) -> u16 {
         u16::from_le_bytes([self.bytes[offset], self.bytes[offset + 1]])
     }
@@ -237,6 +260,22 @@ mod tests {
         assert_eq!(read_u32(&space, 0x40) & 0xFFFF, 0x5009);
         assert_eq!(read_u32(&space, 0x50) & 0xFFFF, 0x0011);
         assert_eq!(read_u32(&space, 0x04) >> 16 & 0x10, 0x10);
+    }
+
+    #[test]
+    fn a_saved_space_is_taken_over_by_its_own_kind_only() {
+        let mut saved = space();
+        saved.write(4, &[0x06, 0]);
+        saved.write(0x10, &0xD000_0000_u32.to_le_bytes());
+        let mut other = space();
+        assert!(other.restore(saved.bytes()));
+        assert_eq!(other.decoded(0), Some((0xD000_0000, 0x8000)));
+        for at in [0, 8, 0x10, 0x2C, 0xFF] {
+            let mut changed = saved.bytes().to_vec();
+            changed[at] ^= 1;
+            assert!(!space().restore(&changed), "byte {at:#x}");
+        }
+        assert!(!space().restore(&saved.bytes()[1..]));
     }
 
     proptest! {

@@ -25,6 +25,12 @@ impl HostBridge {
             config: ConfigSpace::new(IDENTITY),
         }
     }
+
+    /// See [`ConfigSpace::restore`].
+    #[must_use]
+    pub(crate) fn restore(&mut self, saved: &[u8]) -> bool {
+        self.config.restore(saved)
+    }
 }
 
 impl Function for HostBridge {

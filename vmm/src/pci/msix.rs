@@ -1,6 +1,8 @@
 //! The MSI-X table, its pending bits and its capability (PCI 3.0, 6.8.2). Pure: `Msix` says which message is to be
 //! sent when; `interrupt.rs` sends it.
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes per table entry (6.8.2.6).
 pub(crate) const ENTRY_SIZE: usize = 16;
 /// Capability id (appendix H).
@@ -21,7 +23,7 @@ pub(crate) struct Message {
     pub(crate) data: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     address: u64,
     data: u32,
@@ -29,8 +31,8 @@ struct Entry {
     pending: bool,
 }
 
-/// State of one function's MSI-X.
-#[derive(Debug)]
+/// State of one function's MSI-X; a snapshot keeps it as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Msix {
     entries: Vec<Entry>,
     control: u16,
@@ -49,6 +51,22 @@ impl Msix {
             entries: vec![masked; usize::from(vectors)],
             control: 0,
         }
+    }
+
+    /// Takes over what was saved; false, and nothing happens, if that has another number of vectors. Bits that do not exist
+    /// are left out.
+    #[must_use]
+    pub(crate) fn restore(&mut self, saved: &Self) -> bool {
+        if saved.entries.len() != self.entries.len() {
+            return false;
+        }
+        *self = saved.clone();
+        self.control &= CONTROL_WRITABLE;
+        for entry in &mut self.entries {
+            let bytes = entry.bytes();
+            entry.set_bytes(bytes);
+        }
+        true
     }
 
     /// The capability's body: message control, table and pending bits at these offsets of BAR 0.
@@ -223,6 +241,25 @@ mod tests {
         program(&mut msix, 0, 0);
         assert_eq!(msix.trigger(0), None);
         assert_eq!(msix.set_control(CONTROL_ENABLE), []);
+    }
+
+    #[test]
+    fn what_was_pending_is_pending_after_a_restore() {
+        let mut saved = enabled(2);
+        program(&mut saved, 1, VECTOR_MASKED);
+        assert_eq!(saved.trigger(1), None);
+        let mut restored = Msix::new(2);
+        assert!(restored.restore(&saved));
+        assert_eq!(restored, saved);
+        assert_eq!(program(&mut restored, 1, 0), [MESSAGE]);
+        assert!(!Msix::new(3).restore(&saved));
+        saved.entries[0].address = 0xFEE0_0003;
+        saved.entries[0].control = !VECTOR_MASKED;
+        assert!(restored.restore(&saved));
+        assert_eq!(
+            (restored.entries[0].address, restored.entries[0].control),
+            (0xFEE0_0000, 0)
+        );
     }
 
     proptest! {

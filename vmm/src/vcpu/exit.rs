@@ -4,7 +4,7 @@ use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EV
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::VcpuContext;
-use super::counters::ExitKind;
+use super::counters::{ExitCounters, ExitKind};
 use crate::exit::GuestEnd;
 use crate::kvm::internal_error;
 
@@ -12,6 +12,8 @@ use crate::kvm::internal_error;
 #[derive(Debug)]
 pub(super) enum Next {
     Continue,
+    /// The guest's last access is complete, and it has not run since.
+    Interrupted,
     End(End),
 }
 
@@ -51,14 +53,14 @@ pub(super) fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Next {
                 .then_some(())
                 .ok_or(ExitKind::UnclaimedMemory)
         }
-        Ok(VcpuExit::Intr) => Err(ExitKind::Interrupted),
+        Ok(VcpuExit::Intr) => return interrupted(counters),
         Ok(other) => {
             counters.count(ExitKind::Other);
             return Next::End(ending(&other));
         }
         Err(error) => match error.errno() {
             // A kick, or a processor that waits for its start-up.
-            libc::EINTR | libc::EAGAIN => Err(ExitKind::Interrupted),
+            libc::EINTR | libc::EAGAIN => return interrupted(counters),
             _ => return Next::End(End::Guest(GuestEnd::Failed(format!("KVM_RUN failed: {error}")))),
         },
     };
@@ -66,6 +68,11 @@ pub(super) fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Next {
         counters.count(kind);
     }
     Next::Continue
+}
+
+fn interrupted(counters: &ExitCounters) -> Next {
+    counters.count(ExitKind::Interrupted);
+    Next::Interrupted
 }
 
 /// Exits after which the guest does not go on.

@@ -2,6 +2,7 @@
 //! that load them into a virtual processor.
 
 pub(crate) mod command_line;
+pub(crate) mod compatible;
 pub(crate) mod cpuid;
 pub(crate) mod mptable;
 pub(crate) mod registers;

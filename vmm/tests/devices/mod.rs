@@ -2,13 +2,14 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stderr,
-    reason = "a test fails by panicking, and says aloud that it skips"
+    clippy::print_stdout,
+    reason = "a test fails by panicking, says aloud that it skips, and tells the host from within a guest"
 )]
 
 mod memory;
 mod sys;
 mod virtiofs;
-mod vsock;
+pub(crate) mod vsock;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -121,15 +122,15 @@ fn layers_are_read_only_by_block_and_by_pmem() {
 }
 
 /// A tap of its own network, gone with its descriptor.
-struct Network {
-    tap: OwnedFd,
-    host: String,
-    guest: String,
+pub(crate) struct Network {
+    pub(crate) tap: OwnedFd,
+    pub(crate) host: String,
+    pub(crate) guest: String,
 }
 
 impl Network {
     /// `None`, said aloud, without root; a panic where `CLEARPOD_REQUIRE` names it.
-    fn new(number: u8) -> Option<Self> {
+    pub(crate) fn new(number: u8) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             let required = std::env::var("CLEARPOD_REQUIRE").unwrap_or_default();
             assert!(
@@ -156,7 +157,7 @@ impl Network {
         Some(network)
     }
 
-    fn card(&self) -> Device {
+    pub(crate) fn card(&self) -> Device {
         Device::Net {
             id: "eth0".to_owned(),
             tap: FileSource::Fd(u32::try_from(self.tap.as_raw_fd()).unwrap()),

@@ -22,10 +22,14 @@ use tempfile::TempDir;
 use super::{MIB, pattern, value};
 use crate::guest::{Artifacts, Guest, PATIENCE};
 
-const READY: u32 = 1;
+pub(crate) const READY: u32 = 1;
 const BULK: u32 = 2;
 const NOBODY: u32 = 3;
-const ECHO: u32 = 4;
+pub(crate) const ECHO: u32 = 4;
+/// The program is in memory: its disk can go.
+const FORGET_DISK: &str = "function=$(readlink -f /sys/block/vda/device); \
+    until [ -e $function/vendor ] && [ -e $function/config ]; do function=${function%/*}; done; \
+    echo 1 >$function/remove;";
 /// Connections at one time.
 const CROWD: usize = 12;
 
@@ -64,10 +68,14 @@ fn echo() {
             scope.spawn(move || {
                 let mut bytes = vec![0; 64 * 1024];
                 loop {
-                    let count = socket.read(&mut bytes).unwrap();
-                    if count == 0 {
-                        return;
-                    }
+                    let count = match socket.read(&mut bytes) {
+                        Ok(0) => return,
+                        Ok(count) => count,
+                        Err(error) => {
+                            println!("\nLOST {error}");
+                            return;
+                        }
+                    };
                     socket.write_all(&bytes[..count]).unwrap();
                 }
             });
@@ -93,14 +101,14 @@ fn dial_host(port: u32) -> nix::Result<UnixStream> {
 }
 
 /// A Machine whose guest runs [`probe`] with `order`, then `then`.
-struct Probed {
-    guest: Guest,
-    directory: TempDir,
+pub(crate) struct Probed {
+    pub(crate) guest: Guest,
+    pub(crate) directory: TempDir,
 }
 
 impl Probed {
     /// `directory` is where the socket and its listeners are.
-    fn boot(artifacts: &Artifacts, directory: TempDir, order: &str, then: &str) -> Self {
+    pub(crate) fn boot(artifacts: &Artifacts, directory: TempDir, order: &str, then: &str) -> Self {
         let program = env::current_exe().unwrap();
         let disk = directory.path().join("program.tar");
         let archived = Command::new("tar")
@@ -111,7 +119,7 @@ impl Probed {
             .unwrap();
         assert!(archived.success(), "tar");
         let script = format!(
-            "tar -xf /dev/vda -C /; export CLEARPOD_PROBE={order} RUST_BACKTRACE=1; ip link set lo up; \
+            "tar -xf /dev/vda -C /; {FORGET_DISK} export CLEARPOD_PROBE={order} RUST_BACKTRACE=1; ip link set lo up; \
              {} --exact devices::vsock::probe --nocapture --test-threads=1; {then}",
             program.display()
         );
@@ -132,11 +140,16 @@ impl Probed {
     }
 
     fn dial(&self, port: u32) -> BufReader<UnixStream> {
-        let mut socket = UnixStream::connect(self.directory.path().join("v")).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.write_all(format!("CONNECT {port}\n").as_bytes()).unwrap();
-        BufReader::new(socket)
+        dial(&self.directory, port)
     }
+}
+
+/// Connects to `port` of the guest whose vsock is in `directory`.
+pub(crate) fn dial(directory: &TempDir, port: u32) -> BufReader<UnixStream> {
+    let mut socket = UnixStream::connect(directory.path().join("v")).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(format!("CONNECT {port}\n").as_bytes()).unwrap();
+    BufReader::new(socket)
 }
 
 /// This program, its libraries and the loader of both.
@@ -153,7 +166,7 @@ fn mapped_files() -> Vec<String> {
     files
 }
 
-fn listen_at(directory: &TempDir, port: u32) -> UnixListener {
+pub(crate) fn listen_at(directory: &TempDir, port: u32) -> UnixListener {
     UnixListener::bind(directory.path().join(format!("v_{port}"))).unwrap()
 }
 

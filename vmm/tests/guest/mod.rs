@@ -19,9 +19,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::unistd::Pid;
 use proto::machine::{
-    CONFIG_VERSION, Console, ExitReason, FileSource, MachineConfig, Request, Response, Vcpus,
+    CONFIG_VERSION, Console, ExitReason, FileSource, MachineConfig, Request, Response, Snapshot, Vcpus,
 };
 use tempfile::TempDir;
 
@@ -54,6 +56,37 @@ impl Artifacts {
         eprintln!("SKIPPED, needs KVM that runs a stock kernel: {missing}");
         None
     }
+
+    /// The initramfs with the agent that is built with the kernel (`CLEARPOD_INITRAMFS`); `None`, said aloud, without one.
+    pub(crate) fn initramfs(&self) -> Option<PathBuf> {
+        let initramfs = env::var_os("CLEARPOD_INITRAMFS").map(PathBuf::from);
+        if initramfs.is_none() {
+            eprintln!("SKIPPED, needs the agent: CLEARPOD_INITRAMFS does not name an initramfs");
+        }
+        initramfs
+    }
+}
+
+/// Of the smallest Machine; what it begins with is missing.
+fn configuration() -> MachineConfig {
+    MachineConfig {
+        version: CONFIG_VERSION,
+        id: "boot-test".to_owned(),
+        kernel: None,
+        initramfs: None,
+        command_line: String::new(),
+        snapshot: None,
+        vcpus: Vcpus { boot: 1, max: 1 },
+        memory_mib: 128,
+        memory_hotplug_mib: 0,
+        control: "control".into(),
+        console: Console {
+            ring_bytes: 1 << 16,
+            dump: Some("console".into()),
+        },
+        vsock: None,
+        devices: Vec::new(),
+    }
 }
 
 /// A running Machine. Killed when dropped.
@@ -82,27 +115,26 @@ impl Guest {
             cpio::with_init(&busybox, script),
         )
         .unwrap();
-        let mut config = MachineConfig {
-            version: CONFIG_VERSION,
-            id: "boot-test".to_owned(),
-            kernel: FileSource::Path(artifacts.vmlinux.clone()),
-            initramfs: FileSource::Path("initramfs".into()),
-            command_line: "quiet".to_owned(),
-            vcpus: Vcpus { boot: 1, max: 1 },
-            memory_mib: 128,
-            memory_hotplug_mib: 0,
-            control: "control".into(),
-            console: Console {
-                ring_bytes: 1 << 16,
-                dump: Some("console".into()),
-            },
-            vsock: None,
-            devices: Vec::new(),
-        };
+        let mut config = configuration();
+        config.kernel = Some(FileSource::Path(artifacts.vmlinux.clone()));
+        config.initramfs = Some(FileSource::Path("initramfs".into()));
+        config.command_line = "quiet".to_owned();
         change(&mut config);
+        Self::start(directory, &config)
+    }
+
+    /// Goes on from a snapshot, after a change of the configuration.
+    pub(crate) fn restore(snapshot: Snapshot, change: impl FnOnce(&mut MachineConfig)) -> Self {
+        let mut config = configuration();
+        config.snapshot = Some(snapshot);
+        change(&mut config);
+        Self::start(tempfile::tempdir().unwrap(), &config)
+    }
+
+    fn start(directory: TempDir, config: &MachineConfig) -> Self {
         fs::write(
             directory.path().join("config"),
-            serde_json::to_vec(&config).unwrap(),
+            serde_json::to_vec(config).unwrap(),
         )
         .unwrap();
         let program =
@@ -197,6 +229,20 @@ impl Guest {
         (reason, String::from_utf8_lossy(&console).into_owned(), log)
     }
 
+    /// A test fails: what its guest and its VMM had to say.
+    fn tell_last_words(&mut self) {
+        // A Machine that is told to end leaves its console; one that has ended cannot be told.
+        kill(Pid::from_raw(self.vmm.id() as i32), Signal::SIGTERM).ok();
+        std::thread::sleep(Duration::from_secs(1));
+        drop(self.vmm.kill());
+        let mut log = String::new();
+        if let Some(mut stderr) = self.vmm.stderr.take() {
+            drop(stderr.read_to_string(&mut log));
+        }
+        let console = fs::read(self.directory.path().join("console")).unwrap_or_default();
+        eprintln!("console:\n{}\nlog:\n{log}", String::from_utf8_lossy(&console));
+    }
+
     fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
@@ -211,6 +257,9 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell_last_words();
+        }
         // Both fail only when it has ended.
         drop(self.vmm.kill());
         drop(self.vmm.wait());

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
@@ -15,8 +15,10 @@ use rustix::mount::{
 };
 
 use crate::container::mount_plan;
+use crate::init::mounts as init_mounts;
 use crate::init::order::{Content, Source};
 use crate::init::paths::{self, Missing};
+use crate::sys;
 
 /// A tmpfs of one container.
 pub(super) fn private_tmpfs(tmpfs: &TmpfsSource) -> Source {
@@ -133,9 +135,45 @@ pub(super) fn image(path: &Path, layers: &[PathBuf]) -> io::Result<()> {
     Ok(move_mount(&mount, "", CWD, path, flags)?)
 }
 
+/// The same with the ids of a user namespace. An overlay cannot be mapped, so its layers are, in a place that is theirs
+/// until the overlay has taken them.
+pub(super) fn mapped_image(path: &Path, layers: &[PathBuf], namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let place = path.with_extension("layers");
+    let mut mapped = Vec::with_capacity(layers.len());
+    let map = |at: &Path, layer: &Path| -> io::Result<()> {
+        fs::create_dir_all(at)?;
+        let tree = init_mounts::clone_tree(open_path(layer)?)?;
+        sys::mount::map_ids(&tree, namespace)?;
+        init_mounts::place(&tree, open_path(at)?)
+    };
+    let mut made = Ok(());
+    for (index, layer) in layers.iter().enumerate() {
+        let at = place.join(index.to_string());
+        made = map(&at, layer);
+        mapped.push(at);
+        if made.is_err() {
+            break;
+        }
+    }
+    let made = made.and_then(|()| image(path, &mapped));
+    for at in &mapped {
+        // The image has its own copy of the mount.
+        leave(at)?;
+    }
+    absent(fs::remove_dir_all(&place))?;
+    made
+}
+
 /// Whether there is something at `path` in `base`; links lead nowhere else.
 pub(super) fn has(base: &Path, path: &str) -> io::Result<()> {
     paths::open(open_path(base)?, path, OFlags::PATH).map(drop)
+}
+
+fn absent(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 fn open_path(path: &Path) -> io::Result<OwnedFd> {

@@ -51,7 +51,6 @@ fn sharing(f: &Fixture, id: &str, command: &str, pid: PidNamespace, target: &str
     request.namespaces = Some(Namespaces {
         pid: pid.into(),
         pid_target: target.to_owned(),
-        ..Namespaces::default()
     });
     request
 }
@@ -169,6 +168,8 @@ pub(super) async fn info_names_the_kernel(f: Fixture) {
         info.kernel_release.contains('.') && info.memory_total_bytes > 0 && info.cpus_online > 0,
         "{info:?}"
     );
+    // The fixture has configured the sandbox.
+    assert_eq!(info.boot_id.len(), 36, "{info:?}");
 }
 
 pub(super) async fn the_clock_was_set(f: Fixture) {

@@ -1,5 +1,7 @@
 //! What of CRI's configuration reaches the shim, and what is refused by which name.
 
+use proto::cri::v1::security_profile::ProfileType;
+
 use super::*;
 
 const OWN: HostPlan = HostPlan {

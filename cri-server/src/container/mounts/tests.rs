@@ -3,6 +3,7 @@
 use std::os::unix::{fs::symlink, net::UnixListener};
 
 use super::*;
+use crate::id_map::tests::{map, mapping};
 use crate::machine::shares::testing::{in_own_namespace, tmpfs};
 
 struct Host {
@@ -41,8 +42,16 @@ impl Host {
     }
 
     fn plan(&self, mount: cri::Mount) -> Result<Volume, RequestError> {
-        let mounts = plan(&[mount], "/dev/termination-log", &self.limits, &self.homes)?;
+        let mounts = plan(&[mount], "/dev/termination-log", &self.of_pod())?;
         Ok(mounts.planned.into_iter().last().unwrap().volume)
+    }
+
+    fn of_pod(&self) -> OfPod<'_> {
+        OfPod {
+            defaults: &self.limits,
+            homes: &self.homes,
+            id_map: None,
+        }
     }
 
     fn refusal(&self, mount: cri::Mount) -> String {
@@ -267,8 +276,8 @@ fn what_a_mount_asks_for_is_honoured_or_refused_by_its_field() {
             "mount_options",
         ),
         (
-            with(|mount| mount.uid_mappings = vec![cri::IdMapping::default()]),
-            "uidMappings",
+            with(|mount| mount.uid_mappings = vec![mapping(0, 1000, 10)]),
+            "gidMappings",
         ),
         (
             with(|mount| {
@@ -282,10 +291,37 @@ fn what_a_mount_asks_for_is_honoured_or_refused_by_its_field() {
         assert!(text.starts_with(&format!("mounts[0].{field}")), "{field}: {text}");
     }
     let asked = with(|mount| mount.mount_options = vec!["noexec".to_owned()]);
-    let planned = plan(&[asked], "", &host.limits, &host.homes).unwrap().planned;
+    let planned = plan(&[asked], "", &host.of_pod()).unwrap().planned;
     let planned = planned.into_iter().last().unwrap().mount;
     assert_eq!(
         (planned.options, planned.read_only),
         (vec!["noexec".to_owned()], true)
     );
+}
+
+#[test]
+fn mapped_ids_are_the_hosts_to_map_where_it_shares_and_the_guests_elsewhere() {
+    let host = Host::new();
+    let data = host.directory("data");
+    let config = host.config_map();
+    let of_pod = OfPod {
+        id_map: Some(map(1000, 10)),
+        ..host.of_pod()
+    };
+    let mapped = |path: &Path| {
+        let mut asked = mount(path, true);
+        asked.uid_mappings = vec![mapping(0, 1000, 10)];
+        asked.gid_mappings = vec![mapping(0, 1000, 10)];
+        let planned = plan(&[asked], "", &of_pod).unwrap().planned;
+        planned.into_iter().last().unwrap()
+    };
+    let shared = mapped(&data);
+    assert!(!shared.mount.id_mapped);
+    let Volume::Shared(volume) = shared.volume else {
+        panic!("a directory of the host is shared");
+    };
+    assert_eq!(volume.id_map, Some(map(1000, 10)));
+    assert!(mapped(&config).mount.id_mapped);
+    let plain = plan(&[mount(&data, true)], "", &of_pod).unwrap().planned;
+    assert!(matches!(&plain.last().unwrap().volume, Volume::Shared(volume) if volume.id_map.is_none()));
 }

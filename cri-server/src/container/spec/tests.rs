@@ -21,6 +21,7 @@ async fn planned(config: &cri::ContainerConfig) -> Result<ContainerPlan, Request
     let around = Surroundings {
         sandbox: &sandbox,
         vcpus: 1,
+        id_map: None,
         image: &image(),
         defaults: &ContainerDefaults::default(),
         memory_homes: &MemoryHomes::default(),

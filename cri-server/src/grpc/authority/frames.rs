@@ -238,5 +238,16 @@ impl Block {
     }
 }
 
+/// A whole connection's bytes as h2 sees them when they arrive in pieces of this size.
+#[cfg(any(test, feature = "testing"))]
+pub(in crate::grpc) fn rewritten(bytes: &[u8], piece: usize) -> Vec<u8> {
+    let (mut rewriter, mut out) = (Rewriter::new(), Vec::new());
+    for part in bytes.chunks(piece.max(1)) {
+        rewriter.push(part, &mut out);
+    }
+    rewriter.finish(&mut out);
+    out
+}
+
 #[cfg(test)]
 mod tests;

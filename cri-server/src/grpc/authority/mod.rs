@@ -21,6 +21,8 @@ use tokio::{
 use tonic::transport::server::Connected;
 
 use self::frames::Rewriter;
+#[cfg(feature = "testing")]
+pub(super) use self::frames::rewritten;
 
 /// Read from the kernel at once.
 const CHUNK: usize = 16 * 1024;

@@ -387,6 +387,9 @@ impl FakeMachine {
                 memory: lock(&self.bus).memory,
                 balloon: None,
             }),
+            Request::Pause {} | Request::Resume {} | Request::Snapshot { .. } => {
+                refusal("the fake guest has no processors")
+            }
             Request::Stop {} => Response::Done {},
         }
     }
@@ -435,7 +438,7 @@ fn refusal(message: &str) -> Response {
 /// As the real launcher: an index without a descriptor starts nothing.
 fn check_descriptors(config: &MachineConfig, given: usize) -> io::Result<()> {
     let sources = config.devices.iter().filter_map(Device::source);
-    for source in sources.chain([&config.kernel, &config.initramfs]) {
+    for source in sources.chain(config.files().map(|(_, source)| source)) {
         if let FileSource::Fd(index) = source
             && usize::try_from(*index).is_ok_and(|index| index >= given)
         {

@@ -44,9 +44,10 @@ impl Node {
             config: MachineConfig {
                 version: CONFIG_VERSION,
                 id: "pod1".to_owned(),
-                kernel: FileSource::Path("k".into()),
-                initramfs: FileSource::Path("i".into()),
+                kernel: Some(FileSource::Path("k".into())),
+                initramfs: Some(FileSource::Path("i".into())),
                 command_line: String::new(),
+                snapshot: None,
                 vcpus: Vcpus { boot: 1, max: 1 },
                 memory_mib: 128,
                 memory_hotplug_mib: 0,

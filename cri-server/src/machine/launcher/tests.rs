@@ -41,9 +41,10 @@ fn config(devices: Vec<Device>) -> MachineConfig {
     MachineConfig {
         version: CONFIG_VERSION,
         id: "m1".to_owned(),
-        kernel: FileSource::Path("vmlinux".into()),
-        initramfs: FileSource::Path("initramfs".into()),
+        kernel: Some(FileSource::Path("vmlinux".into())),
+        initramfs: Some(FileSource::Path("initramfs".into())),
         command_line: String::new(),
+        snapshot: None,
         vcpus: Vcpus { boot: 1, max: 1 },
         memory_mib: 128,
         memory_hotplug_mib: 0,

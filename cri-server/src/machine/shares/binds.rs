@@ -3,7 +3,11 @@
 //! A source is a descriptor that was checked; it is cloned as it is, so that nobody can put something else in its place.
 //! The clone leaves the peer groups of the host before it is attached: what happens in it never reaches the host.
 
-use std::{io, os::fd::AsFd, path::Path};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
 
 use rustix::{
     fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags},
@@ -12,7 +16,10 @@ use rustix::{
 };
 
 use super::Propagation;
-use crate::sys::mount as sys;
+use crate::{
+    id_map::IdMap,
+    sys::{mount as sys, user_namespace},
+};
 
 /// Makes the shared directory a mount whose events reach those who took a copy of it: virtiofsd's namespace.
 pub(super) fn prepare(shared: &Path) -> io::Result<()> {
@@ -31,19 +38,25 @@ pub(super) fn prepare(shared: &Path) -> io::Result<()> {
     sys::set_propagation(open(shared)?, sys::Propagation::Shared, false)
 }
 
-/// Binds the tree at `source` to `name`, a plain name.
-pub(super) fn bind(shared: &Path, name: &str, source: impl AsFd, propagation: Propagation) -> io::Result<()> {
+/// Makes a detached tree show the ids of a user namespace, which only these mounts will know.
+pub(super) fn map_ids(tree: OwnedFd, map: IdMap) -> io::Result<OwnedFd> {
+    let namespace = user_namespace::make(map)?;
+    user_namespace::map_ids(&tree, namespace)?;
+    Ok(tree)
+}
+
+/// Binds a detached tree to `name`, a plain name.
+pub(super) fn bind(shared: &Path, name: &str, tree: &OwnedFd, propagation: Propagation) -> io::Result<()> {
     let target = shared.join(name);
-    if make_mount_point(&target, is_directory(&source)?)? && is_mount_point(&target)? {
+    if make_mount_point(&target, is_directory(tree)?)? && is_mount_point(&target)? {
         return Ok(());
     }
-    let tree = clone_tree(source)?;
     let propagation = match propagation {
         Propagation::Private => sys::Propagation::Private,
         Propagation::FromHost => sys::Propagation::Slave,
     };
-    sys::set_propagation(&tree, propagation, true)?;
-    place(&tree, open(&target)?)
+    sys::set_propagation(tree, propagation, true)?;
+    place(tree, open(&target)?)
 }
 
 /// Takes a name out: never more than the mount and the empty mount point.
@@ -108,12 +121,13 @@ fn is_directory(file: impl AsFd) -> io::Result<bool> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) == FileType::Directory)
 }
 
-fn open(path: &Path) -> io::Result<std::os::fd::OwnedFd> {
+fn open(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-fn clone_tree(source: impl AsFd) -> io::Result<std::os::fd::OwnedFd> {
+/// A detached copy of the tree at `source`.
+pub(super) fn clone_tree(source: impl AsFd) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH

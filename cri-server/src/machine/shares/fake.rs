@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Propagation, ShareError, Shares};
+use super::{ShareError, Shares, View};
 use crate::machine::{Kill, Layout, MachineExit, Process};
 
 /// Remembers what is shared. Clones are the same host: they outlive a daemon.
@@ -30,7 +30,7 @@ struct State {
 #[derive(Debug, Default)]
 struct Machine {
     server: Option<Arc<Server>>,
-    bound: BTreeMap<String, (PathBuf, Propagation)>,
+    bound: BTreeMap<String, (PathBuf, View)>,
 }
 
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl FakeShares {
 
     /// What a Machine shares, by name.
     #[must_use]
-    pub fn bound(&self, machine: &str) -> BTreeMap<String, (PathBuf, Propagation)> {
+    pub fn bound(&self, machine: &str) -> BTreeMap<String, (PathBuf, View)> {
         let state = self.state();
         let machine = state.machines.get(machine);
         machine.map(|machine| machine.bound.clone()).unwrap_or_default()
@@ -125,17 +125,11 @@ impl Shares for FakeShares {
         Ok(running.map(process))
     }
 
-    async fn bind(
-        &self,
-        layout: &Layout,
-        name: &str,
-        source: OwnedFd,
-        propagation: Propagation,
-    ) -> Result<(), ShareError> {
+    async fn bind(&self, layout: &Layout, name: &str, source: OwnedFd, view: View) -> Result<(), ShareError> {
         let path = std::fs::read_link(format!("/proc/self/fd/{}", source.as_raw_fd())).unwrap_or_default();
         let mut state = self.state();
         let machine = state.machines.entry(layout.id().to_owned()).or_default();
-        machine.bound.insert(name.to_owned(), (path, propagation));
+        machine.bound.insert(name.to_owned(), (path, view));
         Ok(())
     }
 

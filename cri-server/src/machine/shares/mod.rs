@@ -24,6 +24,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::{layout::Layout, process::Process};
+use crate::id_map::IdMap;
 
 pub use virtiofsd::Virtiofsd;
 
@@ -37,6 +38,16 @@ pub enum Propagation {
     FromHost,
 }
 
+/// How a volume is seen in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// Of what is mounted below it later.
+    pub propagation: Propagation,
+    /// With the ids of this user namespace, in which an owner 0 on disk is its root. The mapping is the host's and not the
+    /// guest's, whose kernel cannot map what virtio-fs shows as a file system of its own, as every volume is.
+    pub id_map: Option<IdMap>,
+}
+
 /// Why something is not shared.
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
@@ -48,6 +59,12 @@ pub enum ShareError {
     Program {
         /// As configured.
         program: PathBuf,
+    },
+    /// It cannot be shown with other ids.
+    #[error("its file system, or one that is mounted below, cannot be id-mapped")]
+    IdMap {
+        /// The operating system's answer.
+        source: io::Error,
     },
     /// A step failed.
     #[error("{step} of machine {id}")]
@@ -82,13 +99,7 @@ pub trait Shares: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// [`ShareError`]; the name may be half made then, which [`Self::unbind`] undoes.
-    async fn bind(
-        &self,
-        layout: &Layout,
-        name: &str,
-        source: OwnedFd,
-        propagation: Propagation,
-    ) -> Result<(), ShareError>;
+    async fn bind(&self, layout: &Layout, name: &str, source: OwnedFd, view: View) -> Result<(), ShareError>;
 
     /// Takes a name out of the shared directory. One that is not there is fine.
     ///

@@ -17,7 +17,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Propagation, ShareError, Shares, binds};
+use super::{ShareError, Shares, View, binds};
 use crate::{
     machine::{
         layout::Layout,
@@ -117,18 +117,19 @@ impl Shares for Virtiofsd {
         find().map_err(step(layout, "find virtiofsd"))
     }
 
-    async fn bind(
-        &self,
-        layout: &Layout,
-        name: &str,
-        source: OwnedFd,
-        propagation: Propagation,
-    ) -> Result<(), ShareError> {
+    async fn bind(&self, layout: &Layout, name: &str, source: OwnedFd, view: View) -> Result<(), ShareError> {
         let name = name.to_owned();
+        let tree = blocking(layout, "clone a volume", move |_| binds::clone_tree(source)).await?;
+        let tree = match view.id_map {
+            Some(map) => blocking(layout, "map ids", move |_| Ok(binds::map_ids(tree, map)))
+                .await?
+                .map_err(|source| ShareError::IdMap { source })?,
+            None => tree,
+        };
         blocking(layout, "bind a volume", move |layout| {
             let shared = layout.shared();
             binds::prepare(&shared)?;
-            binds::bind(&shared, &name, source, propagation)
+            binds::bind(&shared, &name, &tree, view.propagation)
         })
         .await
     }

@@ -92,6 +92,18 @@ fn a_sandbox_is_its_guest_and_its_containers() {
 }
 
 #[test]
+fn without_the_pods_interface_no_network_is_told() {
+    let mut measured = measured();
+    measured
+        .stats
+        .interfaces
+        .retain(|interface| interface.name != "eth0");
+    assert!(!measured.stats.interfaces.is_empty());
+    let stats = convert(&measured, sandbox_stats);
+    assert_eq!(stats.linux.unwrap().network, None);
+}
+
+#[test]
 fn a_second_measurement_tells_the_rate() {
     let samples = Samples::default();
     let mut measured = measured();

@@ -5,7 +5,8 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{
-        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Empty, Sink, duplex, empty, sink, split,
+        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, Empty, Sink, duplex,
+        empty, sink, split,
     },
     task::JoinSet,
 };
@@ -199,6 +200,22 @@ pub fn decode_frames(bytes: &[u8], piece: usize) {
 /// # Panics
 /// When it does not end, or no runtime can be made.
 pub fn converse(bytes: &[u8]) {
+    let bytes = bytes.to_vec();
+    in_no_time(async {
+        let (client, server) = duplex(4096);
+        let line = Line::new(CancellationToken::new());
+        let client = hang_up_after(client, bytes);
+        let (reader, writer) = split(server);
+        echoed(reader, writer, &line).await;
+        client.join_all().await;
+    });
+}
+
+/// Runs what has to end by itself.
+///
+/// # Panics
+/// When it does not, or no runtime can be made.
+pub(in crate::streaming) fn in_no_time(conversation: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -206,15 +223,12 @@ pub fn converse(bytes: &[u8]) {
         .expect("a runtime");
     // Paused time passes only when nothing can go on: this is the length of a deadlock, and not of a slow machine.
     let deadlock = std::time::Duration::from_secs(3600);
-    let conversation = async { tokio::time::timeout(deadlock, echo(bytes.to_vec())).await };
+    let conversation = async { tokio::time::timeout(deadlock, conversation).await };
     runtime.block_on(conversation).expect("the conversation ends");
 }
 
-async fn echo(bytes: Vec<u8>) {
-    let (client, server) = duplex(4096);
-    let (reader, writer) = split(server);
-    let line = Line::new(CancellationToken::new());
-    let mut session = Session::start(reader, writer, &line);
+/// A client that sends these bytes and reads all that comes.
+pub(in crate::streaming) fn hang_up_after(client: DuplexStream, bytes: Vec<u8>) -> JoinSet<()> {
     let (mut from_server, mut to_server) = split(client);
     let mut client = JoinSet::new();
     client.spawn(async move {
@@ -225,13 +239,17 @@ async fn echo(bytes: Vec<u8>) {
     client.spawn(async move {
         from_server.read_to_end(&mut Vec::new()).await.ok();
     });
-    let mut watch = JoinSet::new();
-    let watched = line.clone();
-    watch.spawn(async move {
-        // A client that closed its own windows waits for ever: the server's limit ends that.
-        watched.worn_out(std::time::Duration::from_secs(60), None).await;
-        watched.closed.cancel();
-    });
+    client
+}
+
+/// The server's side: every stream is echoed, until the client goes.
+pub(in crate::streaming) async fn echoed(
+    reader: impl AsyncRead + Unpin + Send + 'static,
+    writer: impl AsyncWrite + Unpin + Send + 'static,
+    line: &Line,
+) {
+    let mut session = Session::start(reader, writer, line);
+    let _watch = worn_out(line);
     let mut handlers = JoinSet::new();
     while let Some(new) = session.accept().await {
         handlers.spawn(async move {
@@ -248,5 +266,15 @@ async fn echo(bytes: Vec<u8>) {
     }
     drop(session);
     handlers.join_all().await;
-    client.join_all().await;
+}
+
+/// A client that closed its own windows waits for ever: the server's limit ends that.
+fn worn_out(line: &Line) -> JoinSet<()> {
+    let mut watch = JoinSet::new();
+    let watched = line.clone();
+    watch.spawn(async move {
+        watched.worn_out(std::time::Duration::from_secs(60), None).await;
+        watched.closed.cancel();
+    });
+    watch
 }

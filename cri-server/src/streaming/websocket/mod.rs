@@ -3,10 +3,13 @@
 //! The handshake is `http`'s; tungstenite does the framing, answers pings and limits sizes.
 
 mod channels;
+#[cfg(feature = "testing")]
+pub(super) mod testing;
 mod tunnel;
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::protocol::{Role, WebSocketConfig},
@@ -23,8 +26,12 @@ pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Takes over a connection that was upgraded.
 pub(crate) async fn serve(upgraded: Upgraded) -> Socket {
+    over(TokioIo::new(upgraded)).await
+}
+
+async fn over<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> WebSocketStream<S> {
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
-    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await
+    WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await
 }

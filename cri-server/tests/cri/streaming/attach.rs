@@ -14,7 +14,11 @@ use super::{ALL, OUTPUT, TERMINAL, Wish, attach_url, client::Command, running};
 use crate::support::{PATIENCE, TestNode, eventually, refused};
 
 /// A container that has stdin; its id.
-async fn talkative(node: &TestNode, pod: &str, change: impl FnOnce(&mut cri::ContainerConfig)) -> String {
+pub(super) async fn talkative(
+    node: &TestNode,
+    pod: &str,
+    change: impl FnOnce(&mut cri::ContainerConfig),
+) -> String {
     let mut config = node.container_config("talkative", &["sh", "-c", "cat; echo end"]);
     config.stdin = true;
     change(&mut config);

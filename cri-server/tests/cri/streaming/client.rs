@@ -3,18 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cri_server::streaming::testing::{ClientEvent, SpdyClient};
+use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::Value;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf, duplex, split},
     net::{
         TcpSocket, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    task::JoinSet,
     time::timeout,
 };
 use tokio_tungstenite::{
     WebSocketStream, client_async,
-    tungstenite::{Error, client::IntoClientRequest as _},
+    tungstenite::{Error, Message, client::IntoClientRequest as _},
 };
 
 use super::Wish;
@@ -34,13 +36,17 @@ fn split_url(url: &str) -> (&str, &str) {
     rest.split_once('/').unwrap()
 }
 
-/// Sends a request with these header lines.
-pub(super) async fn request(url: &str, headers: &[&str]) -> (TcpStream, u16, String) {
-    let (address, path) = split_url(url);
+async fn connect(address: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     // Small, so that a client that does not read is soon felt.
     socket.set_recv_buffer_size(64 * 1024).unwrap();
-    let mut stream = socket.connect(address.parse().unwrap()).await.unwrap();
+    socket.connect(address.parse().unwrap()).await.unwrap()
+}
+
+/// Sends a request with these header lines.
+pub(super) async fn request(url: &str, headers: &[&str]) -> (TcpStream, u16, String) {
+    let (address, path) = split_url(url);
+    let mut stream = connect(address).await;
     let mut head = format!("POST /{path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\n");
     for header in headers {
         head += &format!("{header}\r\n");
@@ -73,13 +79,45 @@ pub(super) async fn spdy(url: &str, versions: &[&str]) -> Result<Spdy, Refused> 
 
 pub(super) async fn websocket(url: &str, protocol: &str) -> Result<WebSocketStream<TcpStream>, Error> {
     let (address, _) = split_url(url);
-    let stream = TcpStream::connect(address).await.unwrap();
+    let stream = connect(address).await;
     let mut request = url.replace("http://", "ws://").into_client_request().unwrap();
     if !protocol.is_empty() {
         let value = protocol.parse().unwrap();
         request.headers_mut().insert("Sec-WebSocket-Protocol", value);
     }
     client_async(request, stream).await.map(|(socket, _)| socket)
+}
+
+/// A SPDY connection inside of a WebSocket, as kubectl forwards ports; what carries it ends with the second value.
+pub(super) async fn tunnelled(
+    url: &str,
+) -> (
+    SpdyClient<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>,
+    JoinSet<()>,
+) {
+    let socket = websocket(url, "SPDY/3.1+portforward.k8s.io").await.unwrap();
+    let (mut sink, mut stream) = socket.split();
+    let (near, far) = duplex(64 * 1024);
+    let (mut far_reader, mut far_writer) = split(far);
+    let mut carried = JoinSet::new();
+    carried.spawn(async move {
+        let mut buffer = vec![0; 32 * 1024];
+        while let Ok(read) = far_reader.read(&mut buffer).await {
+            let message = Message::Binary(buffer[..read].to_vec().into());
+            if read == 0 || sink.send(message).await.is_err() {
+                return;
+            }
+        }
+    });
+    carried.spawn(async move {
+        while let Some(Ok(message)) = stream.next().await {
+            if far_writer.write_all(&message.into_data()).await.is_err() {
+                return;
+            }
+        }
+    });
+    let (reader, writer) = split(near);
+    (SpdyClient::new(reader, writer), carried)
 }
 
 /// A client of exec or attach, and what it has heard.

@@ -9,20 +9,12 @@ use tokio::{
 };
 use tonic::Code;
 
-use super::{ALL, OUTPUT, TERMINAL, Wish, client::Command, exec_url, running};
+use super::{ALL, OUTPUT, TERMINAL, Wish, channels::Channels, client::Command, exec_url, forgotten, running};
 use crate::support::{PATIENCE, TestNode, eventually, refused};
 
 async fn open(node: &TestNode, container: &str, command: &[&str], wish: Wish) -> Command {
     let url = exec_url(node, container, command, wish).await.unwrap();
     Command::open(&url, wish).await
-}
-
-async fn forgotten(node: &TestNode, pod: &str, container: &str) {
-    let machine = node.host.machine(pod).unwrap();
-    eventually("the command is gone from the guest", async || {
-        machine.agent().execs(container).is_empty()
-    })
-    .await;
 }
 
 /// The one exec of a container, once it is there.
@@ -258,22 +250,32 @@ async fn a_machine_that_ends_ends_its_commands() {
     assert_eq!(status["status"], "Failure", "{status}");
 }
 
+/// Half of them over SPDY, half over WebSocket.
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_commands_at_once_keep_their_streams_apart() {
+async fn two_hundred_commands_at_once_keep_their_streams_apart() {
     let (node, pod, container) = running().await;
     let mut commands = JoinSet::new();
-    for number in 0..50 {
+    for number in 0..200_u8 {
         let script = format!("cat; echo {number} >&2; exit {number}");
         let url = exec_url(&node, &container, &["sh", "-c", &script], ALL)
             .await
             .unwrap();
+        let (typed, told) = (format!("in {number}"), format!("{number}\n"));
         commands.spawn(async move {
-            let mut command = Command::open(&url, ALL).await;
-            command.type_in(&format!("in {number}")).await;
-            command.close_stdin().await;
-            assert_eq!(command.exit_code().await, number);
-            assert_eq!(command.heard("stdout"), format!("in {number}"));
-            assert_eq!(command.heard("stderr"), format!("{number}\n"));
+            if number % 2 == 0 {
+                let mut command = Command::open(&url, ALL).await;
+                command.type_in(&typed).await;
+                command.close_stdin().await;
+                assert_eq!(command.exit_code().await, i32::from(number));
+                assert_eq!((command.heard("stdout"), command.heard("stderr")), (typed, told));
+            } else {
+                let mut channels = Channels::open(&url, "v5.channel.k8s.io").await;
+                channels.send(0, typed.as_bytes()).await;
+                channels.send(255, &[0]).await;
+                assert_eq!(channels.exit_code().await, i32::from(number));
+                assert_eq!(channels.heard[1], typed.as_bytes());
+                assert_eq!(channels.heard[2], told.as_bytes());
+            }
         });
     }
     commands.join_all().await;

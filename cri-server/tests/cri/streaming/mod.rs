@@ -1,17 +1,20 @@
 //! Exec, attach and port-forward: URLs from CRI, then SPDY and WebSocket clients against the streaming server.
 
 mod attach;
+mod bulk;
+mod channels;
 mod client;
 mod crictl;
 mod exec;
 mod port_forward;
 mod server;
+mod vanish;
 mod websocket;
 
 use proto::cri::v1 as cri;
 use tonic::Status;
 
-use crate::support::TestNode;
+use crate::support::{TestNode, eventually};
 
 /// What a client wants of a command's streams.
 #[derive(Debug, Clone, Copy, Default)]
@@ -76,4 +79,13 @@ async fn forward_url(node: &TestNode, pod: &str, port: &[i32]) -> Result<String,
         port: port.to_vec(),
     };
     Ok(node.runtime.clone().port_forward(request).await?.into_inner().url)
+}
+
+/// No exec'd process of the container is left in the guest.
+async fn forgotten(node: &TestNode, pod: &str, container: &str) {
+    let machine = node.host.machine(pod).unwrap();
+    eventually("the command is gone from the guest", async || {
+        machine.agent().execs(container).is_empty()
+    })
+    .await;
 }

@@ -4,33 +4,32 @@ use cri_server::streaming::testing::{ClientEvent, SpdyClient};
 use futures_util::{SinkExt as _, StreamExt as _};
 use proto::cri::v1::NamespaceMode;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    task::JoinSet,
     time::timeout,
 };
 use tokio_tungstenite::tungstenite::Message;
 use tonic::Code;
 
 use super::{
-    client::{spdy, websocket},
+    client::{spdy, tunnelled, websocket},
     forward_url, running,
 };
 use crate::{
     host_pod::{self, node_with_host_pods},
-    support::{PATIENCE, refused},
+    support::{PATIENCE, TestNode, refused},
 };
 
-const VERSION: &[&str] = &["portforward.k8s.io"];
+pub(super) const VERSION: &[&str] = &["portforward.k8s.io"];
 
 /// One connection of a client: its data and its error stream.
-struct Forward {
-    data: u32,
+pub(super) struct Forward {
+    pub(super) data: u32,
     error: u32,
 }
 
 /// Opens a pair of streams as kubectl does.
-async fn open<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+pub(super) async fn open<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     client: &mut SpdyClient<R, W>,
     port: u16,
     request: &str,
@@ -76,13 +75,13 @@ async fn read_to_end<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
 }
 
-async fn server() -> (TcpListener, u16) {
+pub(super) async fn server() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
+pub(super) async fn accept(listener: &TcpListener) -> TcpStream {
     timeout(PATIENCE, listener.accept()).await.unwrap().unwrap().0
 }
 
@@ -119,36 +118,6 @@ async fn connections_stand_side_by_side_and_a_refused_one_says_why() {
     second.write_all(b"from the second").await.unwrap();
     drop(second);
     assert_eq!(read_to_end(&mut client, other.data).await, b"from the second");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn eight_mebibytes_pass_each_way_without_loss() {
-    const TOTAL: usize = 8 << 20;
-    let (node, pod, _) = running().await;
-    let (listener, port) = server().await;
-    let url = forward_url(&node, &pod, &[]).await.unwrap();
-    let mut client = spdy(&url, VERSION).await.unwrap();
-    let forward = open(&mut client, port, "0").await;
-    let stream = accept(&listener).await;
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        let (mut reader, mut writer) = split(stream);
-        let echoed = tokio::io::copy(&mut reader, &mut writer).await.unwrap();
-        assert_eq!(echoed, TOTAL as u64);
-        writer.shutdown().await.unwrap();
-    });
-    let bytes: Vec<u8> = (0..TOTAL).map(|at| u8::try_from(at % 251).unwrap()).collect();
-    let (mut receiving, mut sending) = client.split();
-    let sent = bytes.clone();
-    tasks.spawn(async move {
-        for piece in sent.chunks(50_000) {
-            sending.data(forward.data, piece, false).await.unwrap();
-        }
-        sending.data(forward.data, b"", true).await.unwrap();
-        // A client hangs up last.
-        std::future::pending::<()>().await;
-    });
-    assert!(read_to_end(&mut receiving, forward.data).await == bytes);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,34 +163,38 @@ async fn streams_that_make_no_pair_are_refused_or_time_out() {
     assert!(text.contains("timed out"), "{text}");
 }
 
+/// Halves that the client breaks off count as well: they wait for the other half.
+#[tokio::test(flavor = "multi_thread")]
+async fn halves_of_pairs_have_a_bound() {
+    let node = TestNode::start_with(|config| config.streaming.creation_s = 3600).await;
+    let pod = node.run_pod("web").await.unwrap();
+    let url = forward_url(&node, &pod, &[]).await.unwrap();
+    let mut client = spdy(&url, VERSION).await.unwrap();
+    let mut accepted = 0;
+    loop {
+        let request = accepted.to_string();
+        let headers = [("streamType", "error"), ("port", "80"), ("requestID", &request)];
+        let id = client.open(&headers).await.unwrap();
+        match timeout(PATIENCE, client.next()).await.unwrap().unwrap() {
+            Some(ClientEvent::Accepted(of)) => assert_eq!(of, id),
+            Some(ClientEvent::Reset(of)) => {
+                assert_eq!((of, accepted), (id, 256));
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+        client.reset(id).await.unwrap();
+        accepted += 1;
+        assert!(accepted <= 256, "one more is taken");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tunnelled_connection_is_one() {
     let (node, pod, _) = running().await;
     let (listener, port) = server().await;
     let url = forward_url(&node, &pod, &[]).await.unwrap();
-    let socket = websocket(&url, "SPDY/3.1+portforward.k8s.io").await.unwrap();
-    let (mut sink, mut stream) = socket.split();
-    let (near, far) = tokio::io::duplex(64 * 1024);
-    let (mut far_reader, mut far_writer) = split(far);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        let mut buffer = vec![0; 1000];
-        while let Ok(read) = far_reader.read(&mut buffer).await {
-            let message = Message::Binary(buffer[..read].to_vec().into());
-            if read == 0 || sink.send(message).await.is_err() {
-                return;
-            }
-        }
-    });
-    tasks.spawn(async move {
-        while let Some(Ok(message)) = stream.next().await {
-            if far_writer.write_all(&message.into_data()).await.is_err() {
-                return;
-            }
-        }
-    });
-    let (reader, writer) = split(near);
-    let mut client = SpdyClient::new(reader, writer);
+    let (mut client, _carried) = tunnelled(&url).await;
     let forward = open(&mut client, port, "0").await;
     let mut server = accept(&listener).await;
     client.data(forward.data, b"question", true).await.unwrap();

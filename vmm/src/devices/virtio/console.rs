@@ -8,7 +8,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::single_queue::{Chain, ServedQueue};
-use super::{ActivateError, Activation, GuestMemory, VirtioDevice};
+use super::{ActivateError, Activation, GuestMemory, SavedDevice, SavedState, VirtioDevice};
 use crate::devices::ring::ConsoleRing;
 
 /// Queue 0 receives (nothing ever), queue 1 transmits.
@@ -64,6 +64,13 @@ impl VirtioDevice for Console {
         let transmit = transmit.ok_or(ActivateError::Driver("the console has no transmit queue"))?;
         self.transmit = Some(ServedQueue::new(TRANSMIT, transmit, memory, interrupt));
         Ok(())
+    }
+
+    fn save(&self) -> Option<SavedDevice> {
+        Some(SavedDevice {
+            progress: self.transmit.iter().map(ServedQueue::progress).collect(),
+            own: SavedState::Console,
+        })
     }
 
     fn deactivate(&mut self) {

@@ -24,7 +24,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use event_manager::MutEventSubscriber;
-use virtio_queue::Queue;
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Guest memory as every device sees it.
@@ -50,6 +51,41 @@ pub(crate) struct ActiveQueue {
     /// Readable when the driver has put buffers into the queue. Non-blocking. Shared with the transport, so that it stays
     /// open, and can be taken off the event loop, after a device has dropped its queue.
     pub(crate) notify: Arc<EventFd>,
+}
+
+/// How far a device has come in a queue: the numbers of the next chain to take and to give back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct QueueProgress {
+    pub(crate) next_avail: u16,
+    pub(crate) next_used: u16,
+}
+
+impl QueueProgress {
+    pub(crate) fn of(queue: &Queue) -> Self {
+        Self {
+            next_avail: queue.next_avail(),
+            next_used: queue.next_used(),
+        }
+    }
+}
+
+/// What a snapshot keeps of a device beyond its function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedDevice {
+    /// Queues by number; one that is not named was not used.
+    pub(crate) progress: Vec<(u16, QueueProgress)>,
+    pub(crate) own: SavedState,
+}
+
+/// Which of the devices that can be in a snapshot, with what only it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum SavedState {
+    Console,
+    Rng,
+    /// Without connections.
+    Vsock(vsock::SavedVsock),
+    Balloon(balloon::SavedBalloon),
+    Memory(mem::SavedMem),
 }
 
 /// How a device reaches the driver. May be used from any thread.
@@ -100,6 +136,11 @@ pub(crate) trait VirtioDevice: MutEventSubscriber + Send {
     /// Shared memory or extra guest-physical regions are not announced here: pmem's region is a KVM memory slot that
     /// the builder maps and whose address the device only reports in its config.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+    /// What a snapshot keeps of the device. `None`: it holds more than can be kept (another process, a tap, a worker's
+    /// requests), or its driver broke it.
+    fn save(&self) -> Option<SavedDevice> {
+        None
+    }
     /// Driver reset or removal: drop the queues and whatever belongs to this activation. Also called after a failed
     /// `activate`.
     fn deactivate(&mut self);

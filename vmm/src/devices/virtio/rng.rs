@@ -6,7 +6,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::single_queue::{Chain, ServedQueue};
-use super::{ActivateError, Activation, GuestMemory, VirtioDevice};
+use super::{ActivateError, Activation, GuestMemory, SavedDevice, SavedState, VirtioDevice};
 
 /// Linux asks for 64 bytes at a time.
 const QUEUE_SIZE: u16 = 8;
@@ -47,6 +47,13 @@ impl VirtioDevice for Rng {
         let requests = queues.next().ok_or(ActivateError::Driver("it has no queue"))?;
         self.queue = Some(ServedQueue::new(0, requests, memory, interrupt));
         Ok(())
+    }
+
+    fn save(&self) -> Option<SavedDevice> {
+        Some(SavedDevice {
+            progress: self.queue.iter().map(ServedQueue::progress).collect(),
+            own: SavedState::Rng,
+        })
     }
 
     fn deactivate(&mut self) {

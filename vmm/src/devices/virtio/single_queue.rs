@@ -4,7 +4,7 @@ use event_manager::{EventOps, EventSet, Events};
 use std::sync::Arc;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
-use super::{ActiveQueue, GuestMemory, Interrupt};
+use super::{ActiveQueue, GuestMemory, Interrupt, QueueProgress};
 
 /// A chain of this device's queue.
 pub(crate) type Chain<'m> = DescriptorChain<&'m GuestMemory>;
@@ -42,6 +42,11 @@ impl ServedQueue {
             memory,
             interrupt,
         }
+    }
+
+    /// For a snapshot: its number, and how far it is.
+    pub(crate) fn progress(&self) -> (u16, QueueProgress) {
+        (self.index, QueueProgress::of(&self.active.queue))
     }
 
     /// Registers the doorbell.

@@ -15,16 +15,17 @@ pub(crate) mod testing;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryBackend;
 
 use self::capabilities::AccessWindow;
 use self::doorbells::{DoorbellWiring, Doorbells};
-use self::registers::{Effect, Phase, Registers};
+use self::registers::{Effect, Phase, Registers, SavedRegisters};
 use super::bus::{BAR_SPACING, Function, Slot};
 use super::config_space::{ConfigSpace, Identity, Written};
 use super::interrupt::{MessageSink, MsixInterrupts, VirtioInterrupt};
-use super::msix;
-use crate::devices::virtio::{Activation, ActiveQueue, GuestMemory, VirtioDevice};
+use super::msix::{self, Msix};
+use crate::devices::virtio::{Activation, ActiveQueue, GuestMemory, QueueProgress, VirtioDevice};
 use crate::event_loop::{Mailbox, Message};
 
 /// A device, used by the event loop and by vCPU threads (configuration space).
@@ -64,6 +65,14 @@ pub(crate) struct Services {
     pub(crate) messages: Arc<dyn MessageSink>,
     pub(crate) wiring: Arc<dyn DoorbellWiring>,
     pub(crate) mailbox: Mailbox,
+}
+
+/// What a snapshot keeps of a function; the device's own is kept beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedFunction {
+    config: Vec<u8>,
+    registers: SavedRegisters,
+    msix: Msix,
 }
 
 /// One virtio device on the bus.
@@ -131,6 +140,34 @@ impl VirtioFunction {
             device,
             mailbox,
         })
+    }
+
+    /// What a snapshot keeps; `progress` is the device's. `None` while the event loop is about to start or stop it.
+    pub(crate) fn save(&self, progress: &[(u16, QueueProgress)]) -> Option<SavedFunction> {
+        Some(SavedFunction {
+            config: self.config.bytes().to_vec(),
+            registers: self.registers.save(progress)?,
+            msix: self.interrupts.table().clone(),
+        })
+    }
+
+    /// Goes on where another Machine's function stood. If the driver was there the event loop is asked to start the device,
+    /// which hears every doorbell once: what the driver had rung may not have been heard. An error says what does not fit.
+    pub(crate) fn restore(&mut self, saved: &SavedFunction) -> Result<(), &'static str> {
+        if !self.config.restore(&saved.config) {
+            return Err("its configuration space is that of another device");
+        }
+        if !self.interrupts.table().restore(&saved.msix) {
+            return Err("it had another number of interrupt vectors");
+        }
+        self.registers.restore(&saved.registers)?;
+        if self.registers.phase() == Phase::Starting {
+            for queue in self.registers.enabled_queues() {
+                self.doorbells.ring(queue);
+            }
+            self.carry_out(Effect::Activate);
+        }
+        Ok(())
     }
 
     /// The event loop is about to start the device: what it needs, unless the driver has changed its mind.

@@ -13,6 +13,8 @@
 //! While Resetting the status still reads as it was: the driver waits until it reads 0 (2.4.1), so that no vCPU ever
 //! waits for the event loop.
 
+mod saved;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -24,6 +26,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use crate::devices::virtio::GuestMemory;
+
+pub(crate) use self::saved::SavedRegisters;
 
 /// "No interrupt" in a vector register (4.1.5.1.2).
 pub(crate) const NO_VECTOR: u16 = 0xFFFF;
@@ -308,14 +312,19 @@ impl Registers {
     }
 
     fn start(&mut self) -> Effect {
-        let enabled = self.queues.iter().filter(|queue| queue.ready());
-        let usable = self.queues.first().is_none_or(QueueT::ready);
-        if usable && enabled.into_iter().all(|queue| queue.is_valid(&self.memory)) {
+        if self.usable() {
             self.phase = Phase::Starting;
             Effect::Activate
         } else {
             self.broken()
         }
+    }
+
+    /// Queue 0 and whatever else is enabled lies in guest memory.
+    fn usable(&self) -> bool {
+        let mut enabled = self.queues.iter().filter(|queue| queue.ready());
+        let first = self.queues.first().is_none_or(QueueT::ready);
+        first && enabled.all(|queue| queue.is_valid(&self.memory))
     }
 
     fn reset(&mut self) -> Effect {

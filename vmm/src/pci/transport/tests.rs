@@ -174,6 +174,52 @@ fn linux_finds_all_structures() {
 }
 
 #[test]
+fn a_restored_function_is_started_by_the_loop_and_hears_every_doorbell() {
+    let mut template = Bench::new();
+    template.start();
+    drop(template.function.begin_activation());
+    assert!(template.function.save(&[]).is_none(), "it is being started");
+    template.function.activated();
+    let progress = |next| QueueProgress {
+        next_avail: next,
+        next_used: next,
+    };
+    let saved = template
+        .function
+        .save(&[(0, progress(7)), (1, progress(9))])
+        .unwrap();
+
+    let mut fork = Bench::new();
+    fork.function.restore(&saved).unwrap();
+    assert!(matches!(fork.mail.try_recv(), Ok(Message::ActivateDevice(_))));
+    let activation = fork.function.begin_activation().unwrap();
+    fork.function.activated();
+    assert_eq!(fork.wired(), template.wired());
+    for (queue, next) in activation.queues.iter().zip([7, 9]) {
+        assert_eq!(QueueProgress::of(&queue.queue), progress(next));
+        assert_eq!(queue.notify.read().unwrap(), 1);
+    }
+    activation.interrupt.signal_queue(1);
+    let sent = mem::take(&mut *fork.kvm.sent.lock().unwrap());
+    assert_eq!(sent[0].data, 0x42);
+    assert_eq!(fork.status(), 0xF);
+    assert_eq!(
+        fork.function.save(&[(0, progress(7)), (1, progress(9))]),
+        Some(saved)
+    );
+}
+
+#[test]
+fn a_function_that_nobody_drove_waits_for_its_driver() {
+    let saved = Bench::new().function.save(&[]).unwrap();
+    let mut fork = Bench::new();
+    fork.function.restore(&saved).unwrap();
+    assert!(fork.mail.try_recv().is_err());
+    fork.start();
+    assert!(fork.function.begin_activation().is_some());
+}
+
+#[test]
 fn a_driver_starts_the_device_and_resets_it() {
     let mut bench = Bench::new();
     bench.start();

@@ -25,15 +25,6 @@ fn connection(frames: &[Vec<u8>]) -> Vec<u8> {
     [PREFACE, &frames.concat()].concat()
 }
 
-fn rewritten(bytes: &[u8], piece: usize) -> Vec<u8> {
-    let (mut rewriter, mut out) = (Rewriter::new(), Vec::new());
-    for part in bytes.chunks(piece) {
-        rewriter.push(part, &mut out);
-    }
-    rewriter.finish(&mut out);
-    out
-}
-
 /// The fields as `with_plain_authority` leaves them.
 fn plain(authority: &str) -> Vec<u8> {
     with_plain_authority(&fields(authority)).unwrap().unwrap()

@@ -8,10 +8,13 @@ use proto::machine::ExitReason;
 use rustix::fs::{Mode, OFlags};
 
 use super::{
-    super::testing::{in_own_namespace, tmpfs},
+    super::{
+        Propagation,
+        testing::{in_own_namespace, tmpfs},
+    },
     *,
 };
-use crate::machine::MachineExit;
+use crate::{id_map::tests::map, machine::MachineExit};
 
 /// In a namespace and a runtime of its own.
 fn alone(name: &str, test: impl AsyncFnOnce(&Path) + Send) {
@@ -23,6 +26,13 @@ fn alone(name: &str, test: impl AsyncFnOnce(&Path) + Send) {
 
 fn open(path: &Path) -> OwnedFd {
     rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
+fn plain(propagation: Propagation) -> View {
+    View {
+        propagation,
+        id_map: None,
+    }
 }
 
 fn make_shared(at: &Path, flags: MsFlags) {
@@ -53,7 +63,10 @@ fn a_volume_is_bound_as_it_is_and_given_back_whole() {
         tmpfs(&source.join("early"));
         let shares = Virtiofsd::new("/no/virtiofsd".into());
         let bind = async |name: &str, path: &Path, propagation| {
-            shares.bind(&layout, name, open(path), propagation).await.unwrap();
+            shares
+                .bind(&layout, name, open(path), plain(propagation))
+                .await
+                .unwrap();
         };
         bind("0", &source, Propagation::Private).await;
         bind("0", &source, Propagation::Private).await;
@@ -85,6 +98,32 @@ fn a_volume_is_bound_as_it_is_and_given_back_whole() {
 }
 
 #[test]
+fn a_volume_is_seen_with_the_ids_of_a_user_namespace() {
+    alone("mapped", async |root| {
+        let layout = machine(root);
+        let source = root.join("source");
+        tmpfs(&source);
+        fs_err::create_dir(source.join("directory")).unwrap();
+        let shares = Virtiofsd::new("/no/virtiofsd".into());
+        let mapped = View {
+            propagation: Propagation::Private,
+            id_map: Some(map(100_000, 65_536)),
+        };
+        shares.bind(&layout, "0", open(&source), mapped).await.unwrap();
+        let inside = layout.shared().join("0");
+        let owner = |path: &Path| fs_err::metadata(path).unwrap().uid();
+        assert_eq!(owner(&inside.join("directory")), 100_000);
+        // As virtiofsd makes files for the namespace's root.
+        std::os::unix::fs::chown(inside.join("directory"), Some(100_007), None).unwrap();
+        assert_eq!(owner(&source.join("directory")), 7);
+        let proc = shares.bind(&layout, "1", open(Path::new("/proc")), mapped).await;
+        assert!(matches!(proc, Err(ShareError::IdMap { .. })), "{proc:?}");
+        shares.end(&layout).await.unwrap();
+        layout.remove().unwrap();
+    });
+}
+
+#[test]
 fn the_whole_host_can_be_bound_with_what_appears_in_it() {
     alone("whole host", async |root| {
         make_shared(Path::new("/"), MsFlags::MS_REC);
@@ -93,7 +132,7 @@ fn the_whole_host_can_be_bound_with_what_appears_in_it() {
         let count = || crate::machine::mountinfo::all().unwrap().len();
         let before = count();
         for name in ["0", "1"] {
-            let bound = shares.bind(&layout, name, open(Path::new("/")), Propagation::FromHost);
+            let bound = shares.bind(&layout, name, open(Path::new("/")), plain(Propagation::FromHost));
             bound.await.unwrap();
         }
         tmpfs(&root.join("late"));
@@ -158,7 +197,7 @@ fn the_server_sees_what_is_bound_later_and_nothing_else() {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
-        let bound = shares.bind(&layout, "0", open(&source), Propagation::FromHost);
+        let bound = shares.bind(&layout, "0", open(&source), plain(Propagation::FromHost));
         bound.await.unwrap();
         fs_err::write(source.join("file"), "").unwrap();
         tmpfs(&source.join("late"));

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use proto::machine::BalloonStats;
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_queue::QueueT;
 
 use super::super::single_queue::ServedQueue;
-use super::super::{ActivateError, Activation, Interrupt, VirtioDevice, config_space};
+use super::super::{
+    ActivateError, Activation, Interrupt, SavedDevice, SavedState, VirtioDevice, config_space,
+};
 use super::pages;
 
 /// Inflate, deflate, and the three numbers that the reporting queue can have. Linux wants room for 32 buffers there.
@@ -44,6 +47,14 @@ pub(crate) struct Balloon {
     active: Option<Active>,
 }
 
+/// What a snapshot keeps beyond the queues. What was reported is counted anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedBalloon {
+    requested_pages: u32,
+    actual_pages: u32,
+    generation: u8,
+}
+
 #[derive(Debug)]
 struct Active {
     /// Those that the driver has enabled, with their numbers.
@@ -61,6 +72,16 @@ impl Balloon {
             reported_bytes: 0,
             generation: 0,
             active: None,
+        }
+    }
+
+    /// Likewise, with what was saved of another.
+    pub(crate) fn restored(memory_mib: u64, saved: SavedBalloon) -> Self {
+        Self {
+            requested_pages: saved.requested_pages,
+            actual_pages: saved.actual_pages,
+            generation: saved.generation,
+            ..Self::new(memory_mib)
         }
     }
 
@@ -167,6 +188,18 @@ impl VirtioDevice for Balloon {
             .collect();
         self.active = Some(Active { queues, interrupt });
         Ok(())
+    }
+
+    fn save(&self) -> Option<SavedDevice> {
+        let queues = self.active.iter().flat_map(|active| &active.queues);
+        Some(SavedDevice {
+            progress: queues.map(|(_, queue)| queue.progress()).collect(),
+            own: SavedState::Balloon(SavedBalloon {
+                requested_pages: self.requested_pages,
+                actual_pages: self.actual_pages,
+                generation: self.generation,
+            }),
+        })
     }
 
     /// A driver that begins anew has no page in the balloon.

@@ -20,4 +20,4 @@ mod pages;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use device::Balloon;
+pub(crate) use device::{Balloon, SavedBalloon};

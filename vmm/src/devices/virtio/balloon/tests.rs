@@ -3,7 +3,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::testing::{DriverQueue, WRITE, activation};
-use super::super::{GuestMemory, VirtioDevice};
+use super::super::{GuestMemory, SavedState, VirtioDevice};
 use super::*;
 use crate::memory::layout::RamLayout;
 use crate::memory::map_ram;
@@ -133,4 +133,20 @@ fn the_hosts_wish_and_the_drivers_answer_are_in_the_configuration() {
     assert_eq!((stats.requested_mib, stats.held_mib), (3, 2));
     guest.device.deactivate();
     assert_eq!(guest.device.stats().held_mib, 0);
+}
+
+#[test]
+fn a_restored_balloon_has_what_was_asked_and_what_it_held() {
+    let mut guest = Guest::new(4);
+    guest.device.hold(16).unwrap();
+    guest.device.write_config(4, &512_u32.to_le_bytes());
+    let saved = guest.device.save().unwrap();
+    let numbers: Vec<u16> = saved.progress.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, [0, 1, 4]);
+    let SavedState::Balloon(own) = saved.own else {
+        panic!("{saved:?}");
+    };
+    let restored = Balloon::restored(64, own);
+    assert_eq!(restored.stats(), guest.device.stats());
+    assert_eq!(restored.config_generation(), guest.device.config_generation());
 }

@@ -67,6 +67,23 @@ impl Blocks {
         }
     }
 
+    /// Likewise, with `plugged` as it was; `None` if that is no region of this size, or more was requested than there is.
+    pub(super) fn restored(region: &Range<u64>, plugged: Vec<bool>, requested: u64) -> Option<Self> {
+        let fresh = Self::new(region);
+        let fits = plugged.len() == fresh.plugged.len() && requested <= fresh.size();
+        fits.then(|| Self {
+            plugged_count: plugged.iter().filter(|plugged| **plugged).count() as u64,
+            plugged,
+            requested: requested / BLOCK,
+            ..fresh
+        })
+    }
+
+    /// Which blocks are plugged, in order.
+    pub(super) fn states(&self) -> &[bool] {
+        &self.plugged
+    }
+
     pub(super) fn start(&self) -> u64 {
         self.start
     }
@@ -211,6 +228,18 @@ mod tests {
         assert_eq!(ask(&mut blocks, Request::Unplug(span(2, 1))), Answer::Ack);
         assert_eq!(ask(&mut blocks, Request::Unplug(span(2, 1))), Answer::Error);
         assert_eq!(blocks.plugged(), BLOCK);
+    }
+
+    #[test]
+    fn restored_blocks_are_those_that_were_saved() {
+        let mut blocks = blocks(8);
+        assert_eq!(ask(&mut blocks, Request::Plug(span(2, 3))), Answer::Ack);
+        let region = START..START + BLOCKS * BLOCK;
+        let restored = Blocks::restored(&region, blocks.states().to_vec(), blocks.requested()).unwrap();
+        assert_eq!(restored.states(), blocks.states());
+        assert_eq!((restored.plugged(), restored.requested()), (3 * BLOCK, 8 * BLOCK));
+        assert!(Blocks::restored(&region, vec![false; 63], 0).is_none());
+        assert!(Blocks::restored(&region, vec![false; 64], 65 * BLOCK).is_none());
     }
 
     #[test]

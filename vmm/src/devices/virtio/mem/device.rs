@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use proto::machine::MemoryStats;
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 
 use super::super::buffers::Buffers;
 use super::super::single_queue::{Chain, ServedQueue};
-use super::super::{ActivateError, Activation, GuestMemory, Interrupt, VirtioDevice, config_space};
+use super::super::{
+    ActivateError, Activation, GuestMemory, Interrupt, SavedDevice, SavedState, VirtioDevice, config_space,
+};
 use super::blocks::{Answer, BLOCK, Blocks, Plugged, Request, Span};
 use crate::memory;
 
@@ -40,6 +43,15 @@ pub(crate) struct Mem {
     active: Option<Active>,
 }
 
+/// What a snapshot keeps beyond the queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedMem {
+    /// Block by block.
+    plugged: Vec<bool>,
+    requested_bytes: u64,
+    generation: u8,
+}
+
 #[derive(Debug)]
 struct Active {
     requests: ServedQueue,
@@ -54,6 +66,15 @@ impl Mem {
             generation: 0,
             active: None,
         }
+    }
+
+    /// Likewise, with what was saved of another; `None` if that had another region.
+    pub(crate) fn restored(region: &Range<u64>, saved: SavedMem) -> Option<Self> {
+        Some(Self {
+            blocks: Blocks::restored(region, saved.plugged, saved.requested_bytes)?,
+            generation: saved.generation,
+            active: None,
+        })
     }
 
     /// The host would like this much to be plugged.
@@ -230,6 +251,18 @@ impl VirtioDevice for Mem {
             interrupt,
         });
         Ok(())
+    }
+
+    fn save(&self) -> Option<SavedDevice> {
+        let queue = self.active.as_ref().map(|active| active.requests.progress());
+        Some(SavedDevice {
+            progress: queue.into_iter().collect(),
+            own: SavedState::Memory(SavedMem {
+                plugged: self.blocks.states().to_vec(),
+                requested_bytes: self.blocks.requested(),
+                generation: self.generation,
+            }),
+        })
     }
 
     /// What is plugged stays plugged: the guest may be using it (5.15.5).

@@ -19,4 +19,4 @@ mod device;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use device::Mem;
+pub(crate) use device::{Mem, SavedMem};

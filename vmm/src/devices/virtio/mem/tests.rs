@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::testing::{CountedInterrupt, DriverQueue, WRITE, activation, guest_memory};
-use super::super::{GuestMemory, VirtioDevice};
+use super::super::{GuestMemory, SavedState, VirtioDevice};
 use super::device::ResizeError;
 use super::*;
 use crate::memory::layout::RamLayout;
@@ -156,4 +156,22 @@ fn a_wish_is_whole_blocks_of_the_region_and_interrupts_the_driver() {
     assert_eq!(interrupt.config.load(Ordering::Relaxed), 0);
     guest.device.resize(6).unwrap();
     assert_eq!(interrupt.config.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_restored_device_has_what_was_plugged_and_what_was_asked_for() {
+    let mut guest = Guest::new();
+    guest.device.resize(8).unwrap();
+    assert_eq!(guest.ask(PLUG, START + 2 * MIB, 2), (0, 0));
+    let saved = guest.device.save().unwrap();
+    assert_eq!(saved.progress.len(), 1);
+    let SavedState::Memory(own) = saved.own else {
+        panic!("{saved:?}");
+    };
+    let region = RamLayout::new(64 * MIB, 128 * MIB).hotplug();
+    let restored = Mem::restored(&region, own.clone()).unwrap();
+    assert_eq!(restored.stats(), guest.device.stats());
+    assert_eq!(restored.config_generation(), guest.device.config_generation());
+    let smaller = RamLayout::new(64 * MIB, 0).hotplug();
+    assert!(Mem::restored(&smaller, own).is_none());
 }

@@ -1,38 +1,29 @@
-//! The device on the event loop: moves packets between the guest's queues and the muxer.
-//!
-//! One pass takes what the guest sent, then gives the guest what waits, both with a budget so that other devices on the
-//! loop get their turn; what is left goes on through the device's own notification. When the guest has no rx buffers,
-//! nothing is read from host sockets, and the next notification of the rx queue resumes.
+//! The device on the event loop: what wakes it, and what its driver and snapshots see of it. [`Active`] moves the packets; what
+//! a pass leaves goes on through the device's own notification.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
 use tracing::{debug, error};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
-use super::super::buffers::Buffers;
-use super::super::{
-    ActivateError, Activation, ActiveQueue, GuestMemory, Interrupt, VirtioDevice, config_space,
-};
+use super::super::{ActivateError, Activation, SavedDevice, SavedState, VirtioDevice, config_space};
+use super::active::{Active, Progress};
+use super::events::EventQueue;
 use super::muxer::{Muxer, path_fits};
-use super::packet::{self, Operation};
-use super::rings::RxWindow;
 
 /// rx, tx, events. Linux keeps the whole rx queue filled with pages, so its size is guest memory: 512 KiB.
 const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
-const RX: u16 = 0;
-const TX: u16 = 1;
-
-/// Packets that one pass takes, and turns that it gives.
-const PASS_BUDGET: usize = 128;
 
 const RX_NOTIFY: u32 = 0;
 const TX_NOTIFY: u32 = 1;
 const HOST: u32 = 2;
+const EVENTS_NOTIFY: u32 = 3;
 
 /// Why there is no vsock device.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +47,14 @@ pub(crate) struct Vsock {
     muxer: Muxer,
     state: State,
     first_connection: Arc<OnceLock<u64>>,
+    /// The driver has still to learn that its connections are lost: it comes from a snapshot, which has none.
+    reset_owed: bool,
+}
+
+/// What a snapshot keeps beyond the queues: no connection, and so no name of one may be used again at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedVsock {
+    next_port: u32,
 }
 
 #[derive(Debug)]
@@ -64,25 +63,6 @@ enum State {
     Active(Active),
     /// The driver broke a queue; nothing works until it resets the device.
     Broken,
-}
-
-#[derive(Debug)]
-struct Active {
-    memory: GuestMemory,
-    rx: ActiveQueue,
-    tx: ActiveQueue,
-    interrupt: Arc<dyn Interrupt>,
-}
-
-/// How far one half of a pass came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    /// Nothing left to do; the next notification tells when that changes.
-    Done,
-    /// The other half must make room first.
-    Blocked,
-    /// There is more.
-    BudgetSpent,
 }
 
 impl Vsock {
@@ -108,7 +88,15 @@ impl Vsock {
             muxer,
             state: State::Offered,
             first_connection,
+            reset_owed: false,
         })
+    }
+
+    /// Its driver comes from a snapshot, with which this was saved.
+    pub(crate) fn restored(mut self, saved: SavedVsock) -> Self {
+        self.muxer.continue_ports(saved.next_port);
+        self.reset_owed = true;
+        self
     }
 
     /// Moves packets until both sides have nothing more or the budget is spent.
@@ -116,7 +104,11 @@ impl Vsock {
         let State::Active(active) = &mut self.state else {
             return;
         };
-        match active.pass(&mut self.muxer, &self.first_connection) {
+        let passed = active.pass(&mut self.muxer, &self.first_connection);
+        if active.events.as_ref().is_none_or(|events| !events.owes()) {
+            self.reset_owed = false;
+        }
+        match passed {
             Ok(Progress::BudgetSpent) => {
                 if let Err(error) = active.tx.notify.write(1) {
                     error!(%error, "vsock: cannot notify itself");
@@ -143,110 +135,6 @@ impl Vsock {
     }
 }
 
-impl Active {
-    fn pass(
-        &mut self,
-        muxer: &mut Muxer,
-        first_connection: &OnceLock<u64>,
-    ) -> Result<Progress, virtio_queue::Error> {
-        loop {
-            let taken = self.take_packets(muxer, first_connection)?;
-            let given = self.give_packets(muxer)?;
-            if taken == Progress::BudgetSpent || given == Progress::BudgetSpent {
-                return Ok(Progress::BudgetSpent);
-            }
-            if taken == Progress::Done || !muxer.accepts_packets() {
-                return Ok(taken);
-            }
-        }
-    }
-
-    /// Guest to host.
-    fn take_packets(
-        &mut self,
-        muxer: &mut Muxer,
-        first_connection: &OnceLock<u64>,
-    ) -> Result<Progress, virtio_queue::Error> {
-        let queue = &mut self.tx.queue;
-        let mut used = false;
-        queue.disable_notification(&self.memory)?;
-        let mut progress = Progress::BudgetSpent;
-        for _ in 0..PASS_BUDGET {
-            if !muxer.accepts_packets() {
-                progress = Progress::Blocked;
-                break;
-            }
-            let Some(chain) = next_chain(queue, &self.memory)? else {
-                progress = Progress::Done;
-                break;
-            };
-            let head = chain.head_index();
-            match packet::parse(Buffers::collect(&self.memory, chain)) {
-                Ok((header, payload)) => {
-                    if header.operation == Operation::Request {
-                        first_connection.get_or_init(crate::clock::monotonic_ns);
-                    }
-                    muxer.receive(&header, &payload);
-                }
-                Err(error) => debug!(%error, "vsock: the guest sent no packet"),
-            }
-            queue.add_used(&self.memory, head, 0)?;
-            used = true;
-        }
-        if used && queue.needs_notification(&self.memory)? {
-            self.interrupt.signal_queue(TX);
-        }
-        Ok(progress)
-    }
-
-    /// Host to guest.
-    fn give_packets(&mut self, muxer: &mut Muxer) -> Result<Progress, virtio_queue::Error> {
-        let queue = &mut self.rx.queue;
-        let mut turns = 0;
-        let mut interrupt = false;
-        let progress = loop {
-            let mut window = RxWindow::new(&self.memory, queue);
-            let mut starved = false;
-            while turns < PASS_BUDGET && muxer.wants_to_emit() && !starved {
-                starved = !window.has_room()?;
-                if !starved && let Some(emission) = muxer.emit(&mut window) {
-                    window.commit(&emission)?;
-                }
-                turns += 1;
-            }
-            interrupt |= window.finish()?;
-            if turns >= PASS_BUDGET {
-                break Progress::BudgetSpent;
-            }
-            // Notifications of new buffers matter only to who waits for them.
-            if !starved || !queue.enable_notification(&self.memory)? {
-                break Progress::Done;
-            }
-        };
-        if interrupt {
-            self.interrupt.signal_queue(RX);
-        }
-        Ok(progress)
-    }
-}
-
-/// The next chain, with notifications off as long as there are any.
-fn next_chain<'m>(
-    queue: &mut virtio_queue::Queue,
-    memory: &'m GuestMemory,
-) -> Result<Option<virtio_queue::DescriptorChain<&'m GuestMemory>>, virtio_queue::Error> {
-    use virtio_queue::QueueOwnedT as _;
-    loop {
-        if let Some(chain) = queue.iter(memory)?.next() {
-            return Ok(Some(chain));
-        }
-        if !queue.enable_notification(memory)? {
-            return Ok(None);
-        }
-        queue.disable_notification(memory)?;
-    }
-}
-
 impl MutEventSubscriber for Vsock {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let State::Active(active) = &self.state else {
@@ -257,7 +145,9 @@ impl MutEventSubscriber for Vsock {
             Events::with_data(&active.tx.notify, TX_NOTIFY, EventSet::IN),
             Events::with_data_raw(self.muxer.descriptor(), HOST, EventSet::IN),
         ];
-        for event in events {
+        let news = active.events.as_ref();
+        let news = news.map(|news| Events::with_data(&news.active.notify, EVENTS_NOTIFY, EventSet::IN));
+        for event in events.into_iter().chain(news) {
             if let Err(error) = ops.add(event) {
                 error!(%error, "vsock: the event loop refuses a descriptor");
             }
@@ -276,9 +166,10 @@ impl MutEventSubscriber for Vsock {
             }
             return;
         };
-        let notify = match events.data() {
-            RX_NOTIFY => &active.rx.notify,
-            TX_NOTIFY => &active.tx.notify,
+        let notify = match (events.data(), &active.events) {
+            (RX_NOTIFY, _) => &active.rx.notify,
+            (TX_NOTIFY, _) => &active.tx.notify,
+            (EVENTS_NOTIFY, Some(news)) => &news.active.notify,
             _ => return self.host_pass(),
         };
         if let Err(error) = notify.read() {
@@ -321,17 +212,36 @@ impl VirtioDevice for Vsock {
         if !rx.queue.ready() || !tx.queue.ready() {
             return Err(ActivateError::Driver("vsock needs its rx and tx queues"));
         }
+        let reset_owed = self.reset_owed;
+        let events = queues.next().map(|events| EventQueue::new(events, reset_owed));
         self.state = State::Active(Active {
             memory,
             rx,
             tx,
+            events,
             interrupt,
         });
         self.muxer.start();
         Ok(())
     }
 
+    fn save(&self) -> Option<SavedDevice> {
+        let progress = match &self.state {
+            State::Offered => Vec::new(),
+            State::Active(active) => active.progress(),
+            State::Broken => return None,
+        };
+        Some(SavedDevice {
+            progress,
+            own: SavedState::Vsock(SavedVsock {
+                next_port: self.muxer.next_port(),
+            }),
+        })
+    }
+
+    /// A driver that begins anew has no connections to lose.
     fn deactivate(&mut self) {
+        self.reset_owed = false;
         self.muxer.close_all();
         self.state = State::Offered;
     }

@@ -3,8 +3,8 @@
 //!
 //! # Protocol primer
 //!
-//! Queue 0 carries packets to the guest (rx), queue 1 from the guest (tx), queue 2 events (none here: a restored Machine
-//! is where TRANSPORT_RESET would be sent). A packet is a 44-byte header ([`packet::Header`]) and, for RW, payload. A
+//! Queue 0 carries packets to the guest (rx), queue 1 from the guest (tx), queue 2 events (TRANSPORT_RESET, in a restored
+//! Machine). A packet is a 44-byte header ([`packet::Header`]) and, for RW, payload. A
 //! connection is named by its two ports, since the two CIDs are fixed: 2 for the host and the guest's own.
 //!
 //! ```text
@@ -22,12 +22,14 @@
 //! # Files
 //!
 //! [`packet`] is the wire, [`credit`] the flow control of one connection, [`connection`] the state machine of one
-//! connection, [`stream`] its host socket, [`muxer`] all connections and their epoll set, [`rings`] the guest's queues, and
-//! [`device`] joins muxer and rings to the event loop.
+//! connection, [`stream`] its host socket, [`muxer`] all connections and their epoll set, [`rings`] the guest's queues, [`events`] what a
+//! restored guest is told, [`active`] moves the packets, and [`device`] joins muxer and rings to the event loop.
 
+mod active;
 mod connection;
 mod credit;
 mod device;
+mod events;
 mod handshake;
 mod muxer;
 mod packet;
@@ -37,7 +39,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use device::{Vsock, VsockError};
+pub(crate) use device::{SavedVsock, Vsock, VsockError};
 
 /// The host's well-known CID (5.10.4).
 const HOST_CID: u64 = 2;

@@ -130,6 +130,17 @@ impl Muxer {
         self.set_timer();
     }
 
+    /// Where names of connections go on, for a snapshot.
+    pub(super) fn next_port(&self) -> u32 {
+        self.next_port
+    }
+
+    /// Goes on with names that the guest has not seen. Linux finds a connection by the peer and its own port, and one that
+    /// was lost is found for as long as its program has not closed it.
+    pub(super) fn continue_ports(&mut self, next: u32) {
+        self.next_port = next;
+    }
+
     /// Whether another packet of the guest may be taken.
     pub(super) fn accepts_packets(&self) -> bool {
         self.stray_resets.len() < MAX_STRAY_RESETS

@@ -6,3 +6,4 @@ mod guest_opens;
 mod host_opens;
 mod hostile;
 mod model;
+mod restored;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::devices::virtio::QueueProgress;
 
 const OFFERED: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << 5;
 const MEMORY: usize = 0x10_0000;
@@ -64,6 +65,70 @@ fn live() -> Registers {
     assert_eq!(write(&mut registers, 0x14, 1, 0xF), Effect::Activate);
     registers.activated();
     registers
+}
+
+const PROGRESS: QueueProgress = QueueProgress {
+    next_avail: 300,
+    next_used: 299,
+};
+
+#[test]
+fn a_saved_device_lives_on_where_it_stood() {
+    let mut saved = live();
+    set(&mut saved, 0x10, 2, 0);
+    let kept = saved.save(&[(0, PROGRESS)]).unwrap();
+    let mut restored = registers();
+    restored.restore(&kept).unwrap();
+    assert_eq!(restored.phase(), Phase::Starting, "it is to be started again");
+    let queues = restored.active_queues().unwrap();
+    assert_eq!(QueueProgress::of(&queues[0]), PROGRESS);
+    assert_eq!(QueueProgress::of(&queues[1]), QueueProgress::default());
+    assert_eq!(restored.enabled_queues().collect::<Vec<_>>(), [0]);
+    restored.activated();
+    for offset in [
+        0x00, 0x08, 0x0C, 0x10, 0x14, 0x16, 0x18, 0x1A, 0x1C, 0x20, 0x28, 0x30,
+    ] {
+        for length in [1, 2, 4, 8] {
+            let (before, after) = (read(&saved, offset, length), read(&restored, offset, length));
+            assert_eq!(before, after, "{offset:#x} {length}");
+        }
+    }
+    assert_eq!(restored.save(&[(0, PROGRESS)]).unwrap(), kept);
+}
+
+#[test]
+fn a_device_that_nobody_drove_is_saved_as_well_and_one_that_waits_is_not() {
+    let mut fresh = registers();
+    let kept = fresh.save(&[]).unwrap();
+    let mut restored = live();
+    restored.restore(&kept).unwrap();
+    assert_eq!(
+        (restored.phase(), read(&restored, 0x14, 1)),
+        (Phase::Negotiating, 0)
+    );
+    negotiate(&mut fresh, OFFERED);
+    enable_queue(&mut fresh, 0, 0x1_0000);
+    assert_eq!(write(&mut fresh, 0x14, 1, 0xF), Effect::Activate);
+    assert!(fresh.save(&[]).is_none(), "Starting");
+    let mut broken = live();
+    assert_eq!(broken.broken(), Effect::NeedsReset);
+    let kept = broken.save(&[]).unwrap();
+    restored.restore(&kept).unwrap();
+    assert_eq!(restored.phase(), Phase::Broken);
+}
+
+#[test]
+fn registers_of_another_device_are_refused() {
+    let kept = live().save(&[(0, PROGRESS)]).unwrap();
+    let other = |features, sizes: &[u16], memory: usize| {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), memory)]).unwrap();
+        let mut other = Registers::new(features, sizes, 3, memory).unwrap();
+        other.restore(&kept).unwrap_err()
+    };
+    assert!(other(OFFERED, &[256], MEMORY).contains("number of queues"));
+    assert!(other(OFFERED, &[128, 64], MEMORY).contains("a queue of it"));
+    assert!(other(1 << VIRTIO_F_VERSION_1, &[256, 64], MEMORY).contains("features"));
+    assert!(other(OFFERED, &[256, 64], 0x1000).contains("guest memory"));
 }
 
 #[test]

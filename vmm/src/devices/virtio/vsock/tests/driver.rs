@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::super::testing::{self, DriverQueue, WRITE};
 use super::super::super::{GuestMemory, VirtioDevice};
 use super::super::HOST_CID;
-use super::super::device::Vsock;
+use super::super::device::{SavedVsock, Vsock};
 use super::super::packet::{HEADER_LENGTH, Header, Operation, Ports, TYPE_STREAM};
 
 pub(super) const CID: u32 = 42;
@@ -21,6 +22,7 @@ const TX_BUFFERS: u64 = 0x40_0000;
 /// Like Linux's, one page.
 pub(super) const RX_BUFFER: u32 = 4096;
 const TX_BUFFER: u64 = 0x1_1000;
+const EVENT_BUFFERS: u64 = 0x4_0000;
 
 /// A packet that came to the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +53,39 @@ impl Guest {
         guest
     }
 
+    /// With a driver that comes from a snapshot. Its rx queue is full, its event queue empty.
+    pub(super) fn restored() -> Self {
+        Self::restored_from(SavedVsock::default())
+    }
+
+    pub(super) fn restored_from(saved: SavedVsock) -> Self {
+        Self::restored_with(saved, true)
+    }
+
+    /// Likewise, with an event queue that it has not enabled.
+    pub(super) fn restored_deaf() -> Self {
+        Self::restored_with(SavedVsock::default(), false)
+    }
+
+    fn restored_with(saved: SavedVsock, hears: bool) -> Self {
+        let mut guest = Self::offered();
+        guest.device = guest.device.restored(saved);
+        let queues = [&guest.rx, &guest.tx, &guest.events];
+        let mut activation = testing::activation(&guest.memory, &queues, 0);
+        activation.queues[2].queue.set_ready(hears);
+        guest.device.activate(activation).unwrap();
+        guest.post_buffers(QUEUE);
+        guest
+    }
+
     /// With a driver that has not posted anything.
     pub(super) fn without_buffers() -> Self {
+        let mut guest = Self::offered();
+        guest.activate();
+        guest
+    }
+
+    fn offered() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let first_connection = Arc::new(OnceLock::new());
         let path = directory.path().join("v");
@@ -61,7 +94,7 @@ impl Guest {
         let rx = DriverQueue::new(&memory, 0x1_0000, QUEUE);
         let tx = DriverQueue::new(&memory, 0x2_0000, QUEUE);
         let events = DriverQueue::new(&memory, 0x3_0000, 16);
-        let mut guest = Self {
+        Self {
             device,
             memory,
             rx,
@@ -72,9 +105,7 @@ impl Guest {
             tx_slot: 0,
             buf_alloc: 1 << 20,
             fwd_cnt: 0,
-        };
-        guest.activate();
-        guest
+        }
     }
 
     pub(super) fn activate(&mut self) {
@@ -123,6 +154,29 @@ impl Guest {
                 WRITE,
             )]);
         }
+    }
+
+    pub(super) fn post_event_buffers(&mut self, count: u16) {
+        for _ in 0..count {
+            let at = EVENT_BUFFERS + 8 * u64::from(self.events.next_descriptor());
+            self.memory.write_obj(u32::MAX, GuestAddress(at)).unwrap();
+            self.events.add(&[(at, 4, WRITE)]);
+        }
+    }
+
+    /// The events that have come: length and number, which is 0 where there is none.
+    pub(super) fn take_events(&mut self) -> Vec<(u32, u32)> {
+        let used = self.events.take_used().into_iter();
+        used.map(|(head, length)| {
+            let at = GuestAddress(EVENT_BUFFERS + 8 * u64::from(head));
+            let number = if length == 0 {
+                0
+            } else {
+                self.memory.read_obj(at).unwrap()
+            };
+            (length, number)
+        })
+        .collect()
     }
 
     pub(super) fn header(&self, ports: Ports, operation: Operation) -> Header {

@@ -6,23 +6,28 @@ use serde_json::{Map, Value, json};
 
 /// Samples by name, in the order in which names came up.
 #[derive(Debug, Default)]
-pub(crate) struct Figures(Vec<(String, Vec<f64>)>);
+pub struct Figures(Vec<(String, Vec<f64>)>);
 
 impl Figures {
-    pub(crate) fn add(&mut self, name: &str, sample: f64) {
+    /// One more sample of a series.
+    pub fn add(&mut self, name: &str, sample: f64) {
         match self.0.iter_mut().find(|(known, _)| known == name) {
             Some((_, samples)) => samples.push(sample),
             None => self.0.push((name.to_owned(), vec![sample])),
         }
     }
 
-    pub(crate) fn median(&self, name: &str) -> Option<f64> {
+    /// Of a series that has samples.
+    #[must_use]
+    pub fn median(&self, name: &str) -> Option<f64> {
         let (_, samples) = self.0.iter().find(|(known, _)| known == name)?;
         Some(percentile(samples, 50))
     }
 
-    pub(crate) fn json(&self) -> Value {
-        let one = |samples: &Vec<f64>| json!({"p50": percentile(samples, 50), "p90": percentile(samples, 90), "samples": samples});
+    /// All series with their percentiles.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let one = |samples: &Vec<f64>| json!({"p50": percentile(samples, 50), "p90": percentile(samples, 90), "p99": percentile(samples, 99), "samples": samples});
         let all: Map<_, _> = self
             .0
             .iter()
@@ -32,11 +37,19 @@ impl Figures {
     }
 
     /// One line a series.
-    pub(crate) fn write(&self, title: &str, out: &mut dyn Write) -> std::io::Result<()> {
-        writeln!(out, "{title:<34} {:>10} {:>10} {:>4}", "p50", "p90", "n")?;
+    ///
+    /// # Errors
+    /// Of `out`.
+    pub fn write(&self, title: &str, out: &mut dyn Write) -> std::io::Result<()> {
+        writeln!(
+            out,
+            "{title:<34} {:>10} {:>10} {:>10} {:>4}",
+            "p50", "p90", "p99", "n"
+        )?;
         for (name, samples) in &self.0 {
-            let (p50, p90) = (percentile(samples, 50), percentile(samples, 90));
-            writeln!(out, "  {name:<32} {p50:>10.2} {p90:>10.2} {:>4}", samples.len())?;
+            let [p50, p90, p99] = [50, 90, 99].map(|percent| percentile(samples, percent));
+            let count = samples.len();
+            writeln!(out, "  {name:<32} {p50:>10.2} {p90:>10.2} {p99:>10.2} {count:>4}")?;
         }
         Ok(())
     }

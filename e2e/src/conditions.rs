@@ -2,17 +2,24 @@
 
 use std::{env, process::Command};
 
+use crate::Node;
 use anyhow::Result;
-use e2e::Node;
 use proto::cri::v1::VersionRequest;
 use serde_json::{Value, json};
 
 /// The load of the host; to be asked first: later it is our own.
-pub(crate) fn load() -> Result<String> {
+///
+/// # Errors
+/// Of /proc.
+pub fn load() -> Result<String> {
     Ok(fs_err::read_to_string("/proc/loadavg")?.trim().to_owned())
 }
 
-pub(crate) async fn describe(node: &Node, load: &str, guest_kernel: &str) -> Result<Value> {
+/// The host and what runs on it.
+///
+/// # Errors
+/// When the daemon does not answer, or of /proc.
+pub async fn describe(node: &Node, load: &str, guest_kernel: &str) -> Result<Value> {
     let cpuinfo = fs_err::read_to_string("/proc/cpuinfo")?;
     let model = cpuinfo
         .lines()
@@ -29,7 +36,7 @@ pub(crate) async fn describe(node: &Node, load: &str, guest_kernel: &str) -> Res
         "date": said("date", &["--iso-8601=seconds"]),
         "cpu": model.map(|(_, model)| model),
         "cores": std::thread::available_parallelism()?.get(),
-        "memory_total_kib": e2e::process::field_kib(&fs_err::read_to_string("/proc/meminfo")?, "MemTotal"),
+        "memory_total_kib": crate::process::field_kib(&fs_err::read_to_string("/proc/meminfo")?, "MemTotal"),
         "kernel": fs_err::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
         "load_average_before": load,
         "load_average_of_the_host": env::var("CLEARPOD_HOST_LOAD").unwrap_or_default(),
