@@ -94,7 +94,7 @@ mod tests {
         arena.put(rows[2].clone());
         assert_eq!(arena.rest(), [0..3, 6..9]);
         arena.put(rows[1].clone());
-        assert_eq!(arena.rest(), [0..6]);
+        assert_eq!(arena.rest(), Vec::from_iter(Some(0..6)));
         assert_eq!(arena.rest(), []);
     }
 
