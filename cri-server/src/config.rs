@@ -83,7 +83,8 @@ pub struct MachineDefaults {
     /// Added to a pod's memory limit for the guest's kernel and agent, MiB, when the pod names no overhead.
     pub memory_overhead_mib: u64,
     /// A pod's guest can grow to this much while it runs, MiB; one that is as large from the start cannot grow, and with 0
-    /// none can. Unset: as much as the host has, where `cgroup_root` is set. Costs nothing until it is used. A hostile guest
+    /// none can. Unset: as much as the host has, where cgroups below `cgroup_root`
+    /// can limit memory. Costs nothing until it is used. A hostile guest
     /// can use it unasked, so the Machine's cgroup never allows more than the pod was granted.
     pub memory_max_mib: Option<u64>,
     /// Processors of a pod without a CPU limit.

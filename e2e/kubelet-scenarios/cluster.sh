@@ -161,9 +161,9 @@ start_apiserver() {
 # What controllers would make: the account of pods and the authority that they trust; and a class that tells kubelet what a
 # Machine takes beside its containers, for pods whose memory is limited.
 make_objects() {
-  kubectl create serviceaccount default
-  kubectl create configmap kube-root-ca.crt --from-file ca.crt="$pki/ca.crt"
-  kubectl create -f - <<'YAML'
+  kubectl create serviceaccount default >/dev/null
+  kubectl create configmap kube-root-ca.crt --from-file ca.crt="$pki/ca.crt" >/dev/null
+  kubectl create -f - <<'YAML' >/dev/null
 apiVersion: node.k8s.io/v1
 kind: RuntimeClass
 metadata: {name: clearpod}

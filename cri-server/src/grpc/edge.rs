@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Instant};
 use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
-use super::status::status;
+use super::{deadline, status::status};
 use crate::sandbox::{Node, RequestError, chain};
 
 /// The CRI services over one node.
@@ -64,7 +64,9 @@ impl Edge {
     {
         let began = Instant::now();
         let result = if self.is_recovered() || ALWAYS.contains(&rpc) {
-            Box::pin(handler(Arc::clone(&self.node), request.into_inner())).await
+            let deadline = deadline::of(request.metadata());
+            let call = handler(Arc::clone(&self.node), request.into_inner());
+            Box::pin(deadline::keep(rpc, deadline, call)).await
         } else {
             Err(RequestError::Unavailable {
                 doing: "recovering its state",

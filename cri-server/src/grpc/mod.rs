@@ -20,6 +20,7 @@ mod container_status;
 mod container_stop;
 mod container_update;
 mod convert;
+mod deadline;
 mod edge;
 #[cfg(feature = "testing")]
 pub(crate) mod fuzz;

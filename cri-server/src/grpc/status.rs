@@ -46,12 +46,12 @@ fn code(error: &RequestError) -> Code {
         RequestError::NotFound { .. } => Code::NotFound,
         RequestError::NameTaken { .. } => Code::AlreadyExists,
         RequestError::WrongState { .. } => Code::FailedPrecondition,
-        RequestError::TimedOut { .. } => Code::DeadlineExceeded,
+        RequestError::TimedOut { .. } | RequestError::Deadline { .. } => Code::DeadlineExceeded,
         RequestError::TooMany { .. } => Code::ResourceExhausted,
         RequestError::Unavailable { .. } => Code::Unavailable,
         RequestError::Guest { source, .. } => of_guest(source),
         RequestError::Pull(source) => of_pull(source),
-        RequestError::Failed { .. } => Code::Internal,
+        RequestError::Failed { .. } | RequestError::Unrunnable { .. } => Code::Internal,
     }
 }
 

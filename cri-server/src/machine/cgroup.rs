@@ -87,6 +87,13 @@ impl MachineCgroup {
         rustix::fs::statfs(root).is_ok_and(|stat| stat.f_type == 0x6367_7270)
     }
 
+    /// Whether cgroups below `root` can have a `memory.max`: not where cgroup v1 has the controller.
+    #[must_use]
+    pub fn limits_memory(root: &Path) -> bool {
+        let available = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        available.split_ascii_whitespace().any(|name| name == "memory")
+    }
+
     /// The cgroup `name` below `parent` (as `cgroup_parent` of CRI, "/kubepods/pod1") of the hierarchy at `root`; nothing
     /// is made yet.
     ///

@@ -293,6 +293,18 @@ impl Driver {
         })
     }
 
+    /// Containers that the last daemon did not get to make: nobody has their ids.
+    pub(super) async fn unmake_half_made(&mut self) {
+        let half_made = self
+            .containers
+            .iter()
+            .filter(|(_, container)| !container.is_listed());
+        let ids: Vec<_> = half_made.map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            self.unmake(&id).await;
+        }
+    }
+
     /// A container that was not made entirely leaves nothing.
     async fn unmake(&mut self, id: &str) {
         self.containers.remove(id);
@@ -529,7 +541,8 @@ impl Driver {
         }
     }
 
-    /// What only one side knows: our half-made containers and the guest's forgotten ones go, ours that the guest lost end.
+    /// What only one side knows: the guest's forgotten containers go, ours that the guest lost end. None is half made: that is
+    /// over before anything of the guest is heard ([`Self::unmake_half_made`]).
     async fn reconcile(&mut self, in_guest: std::collections::BTreeSet<String>) {
         let ours: Vec<(String, ContainerState)> = self
             .containers
@@ -538,11 +551,10 @@ impl Driver {
             .collect();
         for (id, state) in &ours {
             match state {
-                ContainerState::Creating => self.unmake(id).await,
                 ContainerState::Created | ContainerState::Running { .. } if !in_guest.contains(id) => {
                     self.ask_after(id, state.started_at()).await;
                 }
-                ContainerState::Created | ContainerState::Running { .. } | ContainerState::Exited(_) => {}
+                _ => {}
             }
         }
         let Some(guest) = self.live.as_ref().map(|live| live.guest.clone()) else {

@@ -21,7 +21,7 @@ use super::{
     live::Live,
     node::Node,
     plan::SandboxPlan,
-    start::start,
+    start::{Started, start},
     state::{Cause, Input as StateInput, SandboxState, Step, decide},
     view::SandboxView,
 };
@@ -139,6 +139,8 @@ impl Driver {
             Origin::New(reply) => Box::pin(self.start(reply)).await,
             Origin::Recovered => {
                 self.publish();
+                // Before any request, so that a client that tries again does not find the name taken.
+                self.unmake_half_made().await;
                 Flow::Continue
             }
         };
@@ -240,7 +242,7 @@ impl Driver {
                 .await
                 .map_err(RequestError::failed("reserve the sandbox"))?;
             failpoint::reached("start.reserved").await;
-            let started = start(&self.node, &self.plan, &pod, &mut reached).await?;
+            let started = self.start_in_two_tries(&pod, &mut reached).await?;
             self.record.attachment = started.attachment;
             self.record.timings = started.timings;
             self.live = Some(started.live);
@@ -271,6 +273,34 @@ impl Driver {
                 self.answer(reply, Err(error));
                 flow
             }
+        }
+    }
+
+    /// Once more, from the beginning, when KVM gave up on the guest: what an emulated processor gets wrong now and then is right
+    /// the next time, and a host that cannot run guests says so in the second try.
+    async fn start_in_two_tries(
+        &self,
+        pod: &cri::PodSandboxConfig,
+        reached: &mut Vec<super::Acquired>,
+    ) -> Result<Started, RequestError> {
+        match start(&self.node, &self.plan, pod, reached).await {
+            Err(error @ RequestError::Unrunnable { .. }) => {
+                tracing::warn!(
+                    sandbox = self.record.id,
+                    error = chain(&error),
+                    "it is started once more"
+                );
+                if !Ledger::new(&self.node, &self.plan)
+                    .give_back(reached)
+                    .await
+                    .is_empty()
+                {
+                    return Err(error);
+                }
+                reached.clear();
+                start(&self.node, &self.plan, pod, reached).await
+            }
+            first => first,
         }
     }
 

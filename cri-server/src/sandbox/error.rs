@@ -30,6 +30,12 @@ pub(crate) enum RequestError {
     WrongState { operation: String, reason: String },
     #[error("{what} did not end within {seconds} s")]
     TimedOut { what: String, seconds: u64 },
+    /// The client's own.
+    #[error("{rpc} was not done within the client's {} s", deadline.as_secs_f32())]
+    Deadline {
+        rpc: &'static str,
+        deadline: std::time::Duration,
+    },
     /// A bound of ours is reached; it passes.
     #[error("{what}")]
     TooMany { what: String },
@@ -46,6 +52,9 @@ pub(crate) enum RequestError {
     /// The cause says which image and why; callers that waited for the same pull share it.
     #[error("pull the image")]
     Pull(#[source] Arc<PullError>),
+    /// KVM gave up on a guest that was not ready yet: nothing of the pod has run.
+    #[error("boot the machine of sandbox {id}: {reason}")]
+    Unrunnable { id: String, reason: String },
     /// Something of the host failed.
     #[error("{operation}")]
     Failed {

@@ -58,9 +58,10 @@ impl Driver {
             _ => self.node.config.machine.memory_overhead_mib,
         };
         let pod = Demand::of([resources.clone()]).size(extra, most);
+        let target = self.least_size(None)?.max(pod);
+        self.grow(target).await?;
         self.live_mut()?.pod_size = pod;
-        let target = self.least_size(None)?;
-        self.grow(target).await
+        Ok(())
     }
 
     /// Takes back what is not needed any more, as far as the guest lets it go.

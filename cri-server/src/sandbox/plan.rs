@@ -107,7 +107,10 @@ fn plan_as(
     let kind = kind(&linux.security_context.clone().unwrap_or_default(), &layout)?;
     let id_map = refuse_unsupported(pod, &linux, &kind)?;
     let (memory_mib, vcpus) = size(&linux, config)?;
-    let memory_hotplug_mib = hotplug(memory_mib, config);
+    let memory_hotplug_mib = match kind {
+        Kind::Machine => hotplug(memory_mib, config),
+        Kind::Host(_) => 0,
+    };
     let hostname = if pod.hostname.is_empty() {
         &metadata.name
     } else {
@@ -216,8 +219,10 @@ fn hotplug(memory_mib: u64, config: &Config) -> u64 {
     let machine = &config.machine;
     let max = match (machine.memory_max_mib, &machine.cgroup_root) {
         (Some(max), _) => max,
-        (None, Some(_)) => capacity::memory_mib().min(MAX_MEMORY_MIB),
-        (None, None) => 0,
+        (None, Some(root)) if MachineCgroup::limits_memory(root) => {
+            capacity::memory_mib().min(MAX_MEMORY_MIB)
+        }
+        (None, _) => 0,
     };
     let rest = max.saturating_sub(memory_mib);
     rest - rest % HOTPLUG_UNIT_MIB

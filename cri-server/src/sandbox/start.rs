@@ -12,7 +12,7 @@ use std::{net::IpAddr, os::fd::OwnedFd};
 use proto::{
     agent::v1 as agent,
     cri::v1 as cri,
-    machine::{CONFIG_VERSION, Console, Device, FileSource, MachineConfig, Vcpus, Vsock},
+    machine::{CONFIG_VERSION, Console, Device, ExitReason, FileSource, MachineConfig, Vcpus, Vsock},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +32,7 @@ use crate::{
     guest::ReadyListener,
     host::Kind,
     id_map::IdMap,
-    machine::{ControlClient, LaunchSpec, Layout, Process},
+    machine::{ControlClient, LaunchSpec, Layout, MachineExit, Process},
     network::{Attachment, Dns, INTERFACE, NetworkStatus, Prepared},
 };
 
@@ -180,7 +180,7 @@ async fn boot_and_attach(
     }
 }
 
-/// Starts the VMM and waits for the agent's signal, the process's end, or the deadline. `None`: it was `hopeless`, and ended.
+/// Starts the VMM and waits for the agent's signal, the process's end, or the deadline. `None`: it was `hopeless`, and was ended.
 async fn boot(
     node: &Node,
     plan: &SandboxPlan,
@@ -205,12 +205,12 @@ pub(super) async fn until_ready(
     process: Process,
     hopeless: &CancellationToken,
 ) -> Result<Option<(Process, u64)>, RequestError> {
-    let why = tokio::select! {
+    let late = tokio::select! {
         ready = listener.wait(node.config.deadlines.boot()) => match ready {
             Ok(_) => return Ok(Some((process, monotonic_ns()))),
             Err(error) => Some(chain(&error)),
         },
-        exit = process.exited() => Some(exit.to_string()),
+        _ = process.exited() => None,
         () = hopeless.cancelled() => None,
     };
     // The VMM writes the console to its file at its end.
@@ -219,14 +219,30 @@ pub(super) async fn until_ready(
     if let (Err(error), _) | (Ok(()), Err(error)) = (kill, ended.map_err(std::io::Error::other)) {
         tracing::warn!(sandbox = plan.id, %error, "what failed to boot still runs");
     }
-    let Some(why) = why else {
+    let own_end = own_end(&process);
+    let Some(why) = late.or_else(|| own_end.map(|exit| exit.to_string())) else {
         return Ok(None);
     };
-    let quoted = last_words(&plan.layout, QUOTE).await;
-    Err(RequestError::failed(format!(
-        "boot the machine of sandbox {}",
-        plan.id
-    ))(format!("{why}{quoted}")))
+    let (id, reason) = (
+        &plan.id,
+        format!("{why}{}", last_words(&plan.layout, QUOTE).await),
+    );
+    Err(
+        if own_end == Some(MachineExit::Exited(ExitReason::GuestUnrunnable)) {
+            let id = id.clone();
+            RequestError::Unrunnable { id, reason }
+        } else {
+            RequestError::failed(format!("boot the machine of sandbox {id}"))(reason)
+        },
+    )
+}
+
+/// How a process that was killed had ended before of itself: a tap goes with its VMM, so the plugins can see that end first,
+/// and it, not what they say, is the cause.
+fn own_end(process: &Process) -> Option<MachineExit> {
+    process
+        .try_exited()
+        .filter(|exit| *exit != MachineExit::Signalled(libc::SIGKILL))
 }
 
 /// The ends of the VMM's log and of the guest's console, for a message.
@@ -424,5 +440,36 @@ pub(super) fn resolver(plan: &SandboxPlan, attachment: &Attachment) -> agent::Dn
         servers: chosen.servers,
         searches: chosen.searches,
         options: chosen.options,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::machine::Kill;
+
+    #[derive(Debug)]
+    struct NoKill;
+
+    impl Kill for NoKill {
+        fn kill(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_end_of_its_own_is_told_from_being_killed() {
+        let (end, exit) = watch::channel(None);
+        let process = Process::new(7, exit, Arc::new(NoKill));
+        assert_eq!(own_end(&process), None);
+        let panicked = Some(MachineExit::Exited(ExitReason::GuestPanic));
+        end.send_replace(panicked);
+        assert_eq!(own_end(&process), panicked);
+        end.send_replace(Some(MachineExit::Signalled(libc::SIGKILL)));
+        assert_eq!(own_end(&process), None);
     }
 }

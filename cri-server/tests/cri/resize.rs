@@ -242,6 +242,12 @@ async fn what_the_guest_does_not_bring_about_is_told_and_taken_back() {
     refused(failed, Code::Internal, "update container");
     assert_eq!(size(&node, &pod).await, (Some(0), 512.into()));
     assert_eq!(shown(&node, &container).await, before);
+    node.host.inject(FaultPoint::Call("Resize"), Fault::Fail, 1);
+    let failed = update_pod(&node, &pod, memory(1000 * MIB)).await;
+    refused(failed, Code::Internal, "make the machine larger");
+    // What was refused to the pod is not granted by the next request.
+    update(&node, &container, memory(100 * MIB)).await.unwrap();
+    assert_eq!(size(&node, &pod).await, (Some(0), 512.into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -57,6 +57,22 @@ async fn a_plugin_that_fails_does_not_wait_for_the_guest() {
     nothing_of_it_is_left(&node).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_kvm_gives_up_on_is_started_once_more_and_not_for_ever() {
+    let node = TestNode::start().await;
+    node.host.inject(FaultPoint::Kvm, Fault::Fail, 1);
+    let pod = node.run_pod("web").await.unwrap();
+    node.remove_pod(&pod).await.unwrap();
+    node.assert_nothing_is_left();
+    node.host.inject(FaultPoint::Kvm, Fault::Fail, 3);
+    refused(
+        node.run_pod("web").await,
+        Code::Internal,
+        "KVM could not run the guest",
+    );
+    nothing_of_it_is_left(&node).await;
+}
+
 /// The tap goes with its VMM, so that the plugins' end fails as well: that is not the cause.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vmm_that_ends_while_plugins_run_is_what_the_client_is_told() {

@@ -238,6 +238,9 @@ impl FakeMachine {
             Some(super::Fault::Stall) => return,
             None => {}
         }
+        if self.host.fault(FaultPoint::Kvm).is_some() {
+            return self.kill(MachineExit::Exited(ExitReason::GuestUnrunnable));
+        }
         lock(&self.timeline).kernel_entered_ns = Some(monotonic_ns());
         let ready = v1::Ready {
             protocol_version: PROTOCOL_VERSION,

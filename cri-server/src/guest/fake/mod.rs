@@ -35,6 +35,8 @@ pub enum FaultPoint {
     Launch,
     /// Between the start of the VMM and `Ready`: `Fail` is a guest kernel panic, `Stall` a guest that never gets ready.
     Boot,
+    /// Likewise: `Fail` is a guest that KVM cannot run.
+    Kvm,
     /// A dial of a guest port: `Fail` closes, `Stall` does not answer.
     Dial,
     /// A request on the control socket: `Fail` refuses.

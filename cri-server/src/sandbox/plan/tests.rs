@@ -79,12 +79,21 @@ fn a_machine_can_grow_to_the_configured_maximum_within_its_cgroup() {
     assert_eq!(of(0, Some(512 + 127)), 0);
     assert_eq!(of(1 << 30, Some(1024 + 64 + 300)), 256);
     assert_eq!(of(1 << 30, Some(1024)), 0, "larger from the start");
+    let unasked = |controllers: Option<&str>| {
+        let root = tempfile::tempdir().unwrap();
+        fs_err::write(
+            root.path().join("cgroup.controllers"),
+            controllers.unwrap_or_default(),
+        )
+        .unwrap();
+        let mut config = Config::default();
+        config.machine.cgroup_root = controllers.map(|_| root.path().to_owned());
+        planned(cri::LinuxPodSandboxConfig::default(), &config).memory_hotplug_mib
+    };
     let host = capacity::memory_mib();
-    assert_eq!(of(0, None), (host - 512) / 128 * 128);
-    let mut config = Config::default();
-    config.machine.cgroup_root = None;
-    let unbound = planned(cri::LinuxPodSandboxConfig::default(), &config);
-    assert_eq!(unbound.memory_hotplug_mib, 0, "nothing would bound it");
+    assert_eq!(unasked(Some("cpu memory pids\n")), (host - 512) / 128 * 128);
+    assert_eq!(unasked(Some("cpu pids\n")), 0, "nothing would bound it");
+    assert_eq!(unasked(None), 0, "nothing would bound it");
 }
 
 #[test]

@@ -58,7 +58,7 @@ async fn a_websocket_client_that_goes_takes_its_command_along() {
 
 /// The client's end is behind bytes that nobody takes: its kernel keeps both for a while, and then answers for it no more.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes as long as Linux keeps a connection whose program is gone, about two minutes"]
+#[ignore = "takes as long as Linux keeps a connection whose program is gone, six minutes"]
 async fn a_client_whose_end_does_not_arrive_is_missed_all_the_same() {
     let (node, pod, container) = running().await;
     let sleep = ["sleep", "infinity"];
@@ -72,7 +72,7 @@ async fn a_client_whose_end_does_not_arrive_is_missed_all_the_same() {
     let began = std::time::Instant::now();
     while !machine.agent().execs(&container).is_empty() {
         assert!(
-            began.elapsed() < Duration::from_secs(240),
+            began.elapsed() < Duration::from_secs(900),
             "the command runs still"
         );
         tokio::time::sleep(STANDSTILL).await;
