@@ -1,8 +1,8 @@
 //! Guest RAM: mapped once, as large as it can ever become; given back to the host piece by piece.
 //!
-//! Private memory: it gets huge pages by the host's default, and a page of it is this process's alone. A page exists only from
-//! its first touch on, and not any more after [`discard`]. Of memory of a snapshot (`image`), what was given back is the
-//! snapshot's again when it is touched.
+//! Private memory: a page of it is this process's alone. It asks for huge pages, but for what comes from a snapshot (`image`),
+//! most of which is never written: there a page is copied at a time. A page exists only from its first touch on, and not any more
+//! after [`discard`]; what was given back of a snapshot's is the snapshot's again when it is touched.
 
 use std::fs::File;
 use std::io;
@@ -69,9 +69,12 @@ fn map_range(range: &Range<u64>, offset: u64, backing: Backing<'_>) -> io::Resul
         return Ok(None);
     };
     let start = align(reserve(reserved, PROT)?).as_ptr();
-    if let Backing::Private { file, parts } = backing {
-        for part in parts {
-            map_private(start, size, part.start - offset, file, &part)?;
+    match backing {
+        Backing::Anonymous => ask_for_huge_pages(start, size),
+        Backing::Private { file, parts } => {
+            for part in parts {
+                map_private(start, size, part.start - offset, file, &part)?;
+            }
         }
     }
     let builder = MmapRegionBuilder::<()>::new(size)
@@ -82,6 +85,16 @@ fn map_range(range: &Range<u64>, offset: u64, backing: Backing<'_>) -> io::Resul
     let builder = unsafe { builder.with_raw_mmap_pointer(start.cast()) };
     let mapping: MmapRegion = builder.build().map_err(io::Error::other)?;
     Ok(GuestRegionMmap::new(mapping, GuestAddress(range.start)))
+}
+
+/// Where the host gives huge pages to whoever asks only ("madvise"). Without them everything works, with more faults.
+fn ask_for_huge_pages(start: *mut libc::c_void, size: usize) {
+    // SAFETY: the advice changes no content, and is about `size` bytes of our own reservation (`map_range`, the only caller).
+    let advised = unsafe { libc::madvise(start, size, libc::MADV_HUGEPAGE) };
+    if advised < 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "guest memory has no huge pages");
+    }
 }
 
 /// Maps `part` of a file privately, `within` bytes behind `start`; the reservation there has `size` bytes.
@@ -158,6 +171,34 @@ mod tests {
         let host = memory.iter().map(|region| region.as_ptr().addr());
         assert!(host.into_iter().all(|address| address.is_multiple_of(HUGE_PAGE)));
         assert!(memory.iter().all(|region| region.file_offset().is_none()));
+    }
+
+    /// The kernel's flags of the mapping at `address`, proc_pid_smaps(5); `None` where it knows no huge pages.
+    fn flags_at(address: usize) -> Option<String> {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            return None;
+        }
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            let range =
+                range.map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)));
+            !matches!(range, Some((Ok(from), Ok(to))) if (from..to).contains(&address))
+        });
+        let flags = lines.find_map(|line| line.strip_prefix("VmFlags:"));
+        Some(flags.unwrap().to_owned())
+    }
+
+    #[test]
+    fn memory_that_no_file_is_behind_asks_for_huge_pages() {
+        let memory = map_ram(RamLayout::new(64 * MIB, 0)).unwrap();
+        let start = memory.iter().next().unwrap().as_ptr().addr();
+        for address in [start, start + 64 * MIB as usize - 1] {
+            let Some(flags) = flags_at(address) else {
+                return;
+            };
+            assert!(flags.split(' ').any(|flag| flag == "hg"), "{flags}");
+        }
     }
 
     #[test]
