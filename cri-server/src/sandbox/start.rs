@@ -6,19 +6,18 @@
 //! directory, cgroup ─▶ namespace and tap ─┬─▶ VMM, kernel, agent ready ─┬─▶ configure the guest
 //!                      scratch disk ──────┘   CNI plugins ──────────────┘
 //! ```
+//!
+//! A guest that goes on from a template is ready when its agent answers; its kernel booted long ago.
 
-use std::{net::IpAddr, os::fd::OwnedFd};
+use std::net::IpAddr;
 
-use proto::{
-    agent::v1 as agent,
-    cri::v1 as cri,
-    machine::{CONFIG_VERSION, Console, Device, ExitReason, FileSource, MachineConfig, Vcpus, Vsock},
-};
+use proto::{agent::v1 as agent, cri::v1 as cri, machine::ExitReason};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     error::{RequestError, chain},
-    live::{BALLOON, Live, NET, SCRATCH},
+    launch::{Equipment, launch_spec},
+    live::{Live, NET, SCRATCH},
     node::{Node, random_bytes},
     plan::SandboxPlan,
     start_host,
@@ -29,11 +28,12 @@ use crate::{
     clock::{monotonic_ns, now_ns},
     config::host_resolver,
     failpoint,
-    guest::ReadyListener,
+    guest::{self, GuestError, ReadyError, ReadyListener},
     host::Kind,
     id_map::IdMap,
-    machine::{ControlClient, LaunchSpec, Layout, MachineExit, Process},
+    machine::{ControlClient, Layout, MachineExit, Process},
     network::{Attachment, Dns, INTERFACE, NetworkStatus, Prepared},
+    template::{Fork, Outcome},
 };
 
 /// As other runtimes give: 64 MiB of /dev/shm.
@@ -50,15 +50,16 @@ pub(super) struct Started {
     pub(super) timings: Timings,
 }
 
-/// Makes all of `plan`.
+/// Makes all of `plan`, with a guest that goes on from `fork` or boots.
 pub(super) async fn start(
     node: &Node,
     plan: &SandboxPlan,
     pod: &cri::PodSandboxConfig,
+    fork: Option<&Fork>,
     reached: &mut Vec<Acquired>,
 ) -> Result<Started, RequestError> {
     match plan.kind {
-        Kind::Machine => start_machine(node, plan, pod, reached).await,
+        Kind::Machine => start_machine(node, plan, pod, fork, reached).await,
         Kind::Host(host) => start_host::start(node, plan, host, pod, reached).await,
     }
 }
@@ -67,6 +68,7 @@ async fn start_machine(
     node: &Node,
     plan: &SandboxPlan,
     pod: &cri::PodSandboxConfig,
+    fork: Option<&Fork>,
     reached: &mut Vec<Acquired>,
 ) -> Result<Started, RequestError> {
     let mut watch = Stopwatch::start();
@@ -89,7 +91,7 @@ async fn start_machine(
 
     reached.push(Acquired::Machine);
     let launched_ns = monotonic_ns();
-    let (process, ready_ns, attachment) = boot_and_attach(node, plan, prepared, &mut watch).await?;
+    let (process, ready_ns, attachment) = boot_and_attach(node, plan, prepared, fork, &mut watch).await?;
     let mut live = Live::new(plan, process);
     failpoint::reached("start.booted").await;
 
@@ -98,13 +100,14 @@ async fn start_machine(
         .describe()
         .await
         .map_err(RequestError::failed("ask the VMM for its devices"))?;
-    watch.machine(launched_ns, &description.timeline, ready_ns);
+    watch.machine(launched_ns, &description.timeline, ready_ns, fork.is_some());
     live.place(description.devices);
     let request = configuration(plan, pod, &attachment, &live)?;
-    live.guest
-        .configure_sandbox(request)
-        .await
-        .map_err(RequestError::guest(format!("configure sandbox {}", plan.id)))?;
+    let configured = live.guest.configure_sandbox(request).await;
+    configured.map_err(|error| not_configured(node, plan, fork, error))?;
+    if let Some(fork) = fork {
+        node.templates.tell(fork, Outcome::Answers);
+    }
     watch.phase_since("configure", began);
     failpoint::reached("start.configured").await;
     Ok(Started {
@@ -112,6 +115,20 @@ async fn start_machine(
         attachment: Some(attachment),
         timings: watch.finish(),
     })
+}
+
+/// A guest that went on and then says nothing did not go on.
+fn not_configured(node: &Node, plan: &SandboxPlan, fork: Option<&Fork>, error: GuestError) -> RequestError {
+    match (fork, &error) {
+        (Some(fork), GuestError::Unreachable { .. } | GuestError::Timeout { .. }) => {
+            node.templates.tell(fork, Outcome::Failed);
+            RequestError::NotForked {
+                id: plan.id.clone(),
+                reason: chain(&error),
+            }
+        }
+        _ => RequestError::guest(format!("configure sandbox {}", plan.id))(error),
+    }
 }
 
 /// Whether pods can be attached now.
@@ -153,6 +170,7 @@ async fn boot_and_attach(
     node: &Node,
     plan: &SandboxPlan,
     prepared: Prepared,
+    fork: Option<&Fork>,
     watch: &mut Stopwatch,
 ) -> Result<(Process, u64, Attachment), RequestError> {
     let hopeless = CancellationToken::new();
@@ -165,7 +183,13 @@ async fn boot_and_attach(
         }
         (attached, monotonic_ns())
     };
-    let (booted, (attached, attached_ns)) = tokio::join!(boot(node, plan, prepared, &hopeless), attach);
+    let booted = async {
+        match fork {
+            None => boot(node, plan, prepared, &hopeless).await,
+            Some(fork) => go_on(node, plan, prepared, fork, &hopeless).await,
+        }
+    };
+    let (booted, (attached, attached_ns)) = tokio::join!(booted, attach);
     watch.phase("cni", launched_ns, attached_ns);
     match booted {
         // The tap goes with its VMM, and then there is nothing to attach: what ended first is the cause.
@@ -188,25 +212,61 @@ async fn boot(
     hopeless: &CancellationToken,
 ) -> Result<Option<(Process, u64)>, RequestError> {
     let listener = ReadyListener::bind(&plan.layout).map_err(RequestError::failed("listen for the guest"))?;
-    let process = node
-        .launcher
-        .launch(launch_spec(node, plan, prepared)?)
-        .await
-        .map_err(RequestError::failed("start the VMM"))?;
+    let process = launch(node, plan, prepared, None).await?;
+    let ready = listener.wait(node.config.deadlines.boot());
+    until_ready(node, plan, ready, process, hopeless).await
+}
+
+/// The same for a guest that goes on from `fork`: there is no signal, so its agent is dialled.
+async fn go_on(
+    node: &Node,
+    plan: &SandboxPlan,
+    prepared: Prepared,
+    fork: &Fork,
+    hopeless: &CancellationToken,
+) -> Result<Option<(Process, u64)>, RequestError> {
+    let process = launch(node, plan, prepared, Some(fork)).await?;
+    let ready = guest::goes_on(&plan.layout, node.config.deadlines.fork());
+    let began = until_ready(node, plan, ready, process.clone(), hopeless).await;
+    began.map_err(|error| {
+        let refused = own_end(&process) == Some(MachineExit::Exited(ExitReason::SnapshotRefused));
+        let outcome = if refused {
+            Outcome::Refused
+        } else {
+            Outcome::Failed
+        };
+        node.templates.tell(fork, outcome);
+        RequestError::NotForked {
+            id: plan.id.clone(),
+            reason: chain(&error),
+        }
+    })
+}
+
+async fn launch(
+    node: &Node,
+    plan: &SandboxPlan,
+    network: Prepared,
+    fork: Option<&Fork>,
+) -> Result<Process, RequestError> {
+    let scratch = plan.scratch.clone();
+    let spec = launch_spec(&node.config, plan, Some(Equipment { network, scratch }), fork)?;
+    let launched = node.launcher.launch(spec).await;
+    let process = launched.map_err(RequestError::failed("start the VMM"))?;
     failpoint::reached("start.launched").await;
-    until_ready(node, plan, listener, process, hopeless).await
+    Ok(process)
 }
 
 /// The process that was started, and when it was ready. One that does not get there is killed.
-pub(super) async fn until_ready(
+pub(super) async fn until_ready<T>(
     node: &Node,
     plan: &SandboxPlan,
-    listener: ReadyListener,
+    ready: impl Future<Output = Result<T, ReadyError>>,
     process: Process,
     hopeless: &CancellationToken,
 ) -> Result<Option<(Process, u64)>, RequestError> {
     let late = tokio::select! {
-        ready = listener.wait(node.config.deadlines.boot()) => match ready {
+        ready = ready => match ready {
             Ok(_) => return Ok(Some((process, monotonic_ns()))),
             Err(error) => Some(chain(&error)),
         },
@@ -267,90 +327,6 @@ pub(super) async fn tail(path: std::path::PathBuf, limit: usize) -> String {
         .collect::<String>()
         .trim()
         .to_owned()
-}
-
-/// Every file outside of the Machine's directory reaches the VMM as a descriptor, so that it needs no path there.
-fn launch_spec(node: &Node, plan: &SandboxPlan, prepared: Prepared) -> Result<LaunchSpec, RequestError> {
-    let defaults = &node.config.machine;
-    let open = |path: &std::path::Path, write: bool| {
-        fs_err::OpenOptions::new()
-            .read(true)
-            .write(write)
-            .open(path)
-            .map(|file| OwnedFd::from(file.into_parts().0))
-            .map_err(RequestError::failed("open the machine's files"))
-    };
-    let inherited = vec![
-        prepared.tap,
-        open(&plan.scratch, true)?,
-        open(&defaults.kernel, false)?,
-        open(&defaults.initramfs, false)?,
-    ];
-    Ok(LaunchSpec {
-        layout: plan.layout.clone(),
-        config: MachineConfig {
-            version: CONFIG_VERSION,
-            id: plan.id.clone(),
-            kernel: Some(FileSource::Fd(2)),
-            initramfs: Some(FileSource::Fd(3)),
-            command_line: defaults.command_line.clone(),
-            snapshot: None,
-            vcpus: Vcpus {
-                boot: plan.vcpus,
-                max: plan.vcpus_possible,
-            },
-            memory_mib: plan.memory_mib,
-            memory_hotplug_mib: plan.memory_hotplug_mib,
-            control: Layout::CONTROL.into(),
-            console: Console {
-                ring_bytes: defaults.console_kib * 1024,
-                dump: Some(Layout::CONSOLE_LOG.into()),
-            },
-            vsock: Some(Vsock {
-                // Each VMM muxes its own guest, so all guests may have the same number.
-                guest_cid: 3,
-                socket: Layout::VSOCK.into(),
-            }),
-            devices: devices(plan),
-        },
-        inherited,
-        cgroup: plan
-            .cgroup
-            .as_ref()
-            .map(|plan| plan.cgroup.directory().to_owned()),
-    })
-}
-
-fn devices(plan: &SandboxPlan) -> Vec<Device> {
-    // A memory device comes when the Machine first grows (`grow`): most never do.
-    vec![
-        Device::Net {
-            id: NET.to_owned(),
-            tap: FileSource::Fd(0),
-            mac: first_mac(&plan.id),
-        },
-        Device::Block {
-            id: SCRATCH.to_owned(),
-            file: FileSource::Fd(1),
-            read_only: false,
-        },
-        Device::Balloon {
-            id: BALLOON.to_owned(),
-        },
-    ]
-}
-
-/// The guest starts before the plugins have chosen its address; this one is replaced when it is configured.
-fn first_mac(id: &str) -> String {
-    let digits = |at: usize| id.get(at..at + 2).unwrap_or("00");
-    format!(
-        "02:{}:{}:{}:{}:{}",
-        digits(0),
-        digits(2),
-        digits(4),
-        digits(6),
-        digits(8)
-    )
 }
 
 fn configuration(

@@ -154,7 +154,8 @@ async fn launch(node: &Node, plan: &SandboxPlan, config: HostConfig) -> Result<P
         .map_err(RequestError::failed("start the shim"))?;
     failpoint::reached("start.launched").await;
     let hopeless = CancellationToken::new();
-    let ready = until_ready(node, plan, listener, process, &hopeless).await?;
+    let ready = listener.wait(node.config.deadlines.boot());
+    let ready = until_ready(node, plan, ready, process, &hopeless).await?;
     ready
         .map(|(process, _)| process)
         .ok_or_else(|| RequestError::failed("start the shim")("it was given up"))
