@@ -43,7 +43,7 @@ async fn forks_have_nothing_in_common_that_tells_them_apart() -> Result<()> {
     for number in 0..count {
         let (is_fork, told) = one(&node, number)
             .await
-            .with_context(|| format!("fork {number}"))?;
+            .with_context(|| format!("pod {number}:\n{}", node.daemon_log()))?;
         boots += usize::from(!is_fork);
         for (name, value) in told {
             if name == "time" {

@@ -7,11 +7,17 @@
 //!                      scratch disk ──────┘   CNI plugins ──────────────┘
 //! ```
 //!
-//! A guest that goes on from a template is ready when its agent answers; its kernel booted long ago.
+//! A guest that goes on from a template is ready when its agent answers; its kernel booted long ago. It is told at once what makes it
+//! another guest than the others, and finds its devices while the plugins run.
 
-use std::net::IpAddr;
+use std::{error::Error, net::IpAddr, time::Duration};
 
-use proto::{agent::v1 as agent, cri::v1 as cri, machine::ExitReason};
+use proto::{
+    agent::v1 as agent,
+    cri::v1 as cri,
+    machine::{DevicePlace, ExitReason},
+};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -28,7 +34,7 @@ use crate::{
     clock::{monotonic_ns, now_ns},
     config::host_resolver,
     failpoint,
-    guest::{self, GuestError, ReadyError, ReadyListener},
+    guest::{self, GuestClient, GuestError, ReadyError, ReadyListener},
     host::Kind,
     id_map::IdMap,
     machine::{ControlClient, Layout, MachineExit, Process},
@@ -38,6 +44,7 @@ use crate::{
 
 /// As other runtimes give: 64 MiB of /dev/shm.
 pub(super) const SHM_BYTES: u64 = 64 * 1024 * 1024;
+const DESCRIBE: &str = "ask the VMM for its devices";
 /// Bytes of the VMM's log and of the console that a failed boot's message quotes.
 const QUOTE: usize = 1024;
 
@@ -91,7 +98,7 @@ async fn start_machine(
 
     reached.push(Acquired::Machine);
     let launched_ns = monotonic_ns();
-    let (process, ready_ns, attachment) = boot_and_attach(node, plan, prepared, fork, &mut watch).await?;
+    let (process, awake, attachment) = boot_and_attach(node, plan, prepared, fork, &mut watch).await?;
     let mut live = Live::new(plan, process);
     failpoint::reached("start.booted").await;
 
@@ -99,8 +106,11 @@ async fn start_machine(
     let description = ControlClient::new(&plan.layout)
         .describe()
         .await
-        .map_err(RequestError::failed("ask the VMM for its devices"))?;
-    watch.machine(launched_ns, &description.timeline, ready_ns, fork.is_some());
+        .map_err(RequestError::failed(DESCRIBE))?;
+    watch.machine(launched_ns, &description.timeline, awake.ready_ns, fork.is_some());
+    if let Some(found_ns) = awake.found_ns {
+        watch.phase("devices", awake.ready_ns, found_ns);
+    }
     live.place(description.devices);
     let request = configuration(plan, pod, &attachment, &live)?;
     let configured = live.guest.configure_sandbox(request).await;
@@ -164,6 +174,14 @@ pub(super) async fn make_cgroup(plan: &SandboxPlan, reached: &mut Vec<Acquired>)
         .map_err(RequestError::failed("make the machine's cgroup"))
 }
 
+/// When a guest was ready, monotonic.
+#[derive(Debug, Clone, Copy)]
+struct Awake {
+    ready_ns: u64,
+    /// One that goes on: when it had found the devices that were new to it.
+    found_ns: Option<u64>,
+}
+
 /// The Machine boots while the plugins run. A plugin that fails ends the wait for the guest; both sides come to an end
 /// before this returns, so that nothing is made behind the undo's back.
 async fn boot_and_attach(
@@ -172,7 +190,7 @@ async fn boot_and_attach(
     prepared: Prepared,
     fork: Option<&Fork>,
     watch: &mut Stopwatch,
-) -> Result<(Process, u64, Attachment), RequestError> {
+) -> Result<(Process, Awake, Attachment), RequestError> {
     let hopeless = CancellationToken::new();
     let launched_ns = monotonic_ns();
     let attach = async {
@@ -196,10 +214,10 @@ async fn boot_and_attach(
         Err(error) => Err(error),
         Ok(booted) => {
             let attachment = attached.map_err(RequestError::failed("attach the pod's network"))?;
-            let (process, ready_ns) = booted.ok_or_else(|| {
+            let (process, awake) = booted.ok_or_else(|| {
                 RequestError::failed("boot the machine")("it was ended although its network is there")
             })?;
-            Ok((process, ready_ns, attachment))
+            Ok((process, awake, attachment))
         }
     }
 }
@@ -210,10 +228,16 @@ async fn boot(
     plan: &SandboxPlan,
     prepared: Prepared,
     hopeless: &CancellationToken,
-) -> Result<Option<(Process, u64)>, RequestError> {
+) -> Result<Option<(Process, Awake)>, RequestError> {
     let listener = ReadyListener::bind(&plan.layout).map_err(RequestError::failed("listen for the guest"))?;
     let process = launch(node, plan, prepared, None).await?;
-    let ready = listener.wait(node.config.deadlines.boot());
+    let ready = async {
+        listener.wait(node.config.deadlines.boot()).await?;
+        Ok::<_, ReadyError>(Awake {
+            ready_ns: monotonic_ns(),
+            found_ns: None,
+        })
+    };
     until_ready(node, plan, ready, process, hopeless).await
 }
 
@@ -224,9 +248,16 @@ async fn go_on(
     prepared: Prepared,
     fork: &Fork,
     hopeless: &CancellationToken,
-) -> Result<Option<(Process, u64)>, RequestError> {
+) -> Result<Option<(Process, Awake)>, RequestError> {
     let process = launch(node, plan, prepared, Some(fork)).await?;
-    let ready = guest::goes_on(&plan.layout, node.config.deadlines.fork());
+    let deadline = node.config.deadlines.fork();
+    let ready = async {
+        let woken = timeout(deadline, wake(&plan.layout, deadline)).await;
+        woken.map_err(|_| RequestError::TimedOut {
+            what: format!("what the guest of sandbox {} does to go on", plan.id),
+            seconds: deadline.as_secs(),
+        })?
+    };
     let began = until_ready(node, plan, ready, process.clone(), hopeless).await;
     began.map_err(|error| {
         let refused = own_end(&process) == Some(MachineExit::Exited(ExitReason::SnapshotRefused));
@@ -240,6 +271,28 @@ async fn go_on(
             id: plan.id.clone(),
             reason: chain(&error),
         }
+    })
+}
+
+/// From the first answer of a guest that goes on to the moment from which on it has entropy, time and devices of its own.
+async fn wake(layout: &Layout, deadline: Duration) -> Result<Awake, RequestError> {
+    let reached = guest::goes_on(layout, deadline).await;
+    reached.map_err(RequestError::failed("reach the guest"))?;
+    let ready_ns = monotonic_ns();
+    let description = ControlClient::new(layout).describe().await;
+    let devices = description.map_err(RequestError::failed(DESCRIBE))?.devices;
+    let is_new = |place: &DevicePlace| [NET, SCRATCH].contains(&place.id.as_str());
+    let new = devices.into_iter().filter(is_new);
+    let request = agent::GoOnRequest {
+        entropy: random_bytes::<64>()?.to_vec(),
+        realtime_ns: u64::try_from(now_ns()).unwrap_or_default(),
+        pci_addresses: new.map(|place| place.pci_address).collect(),
+    };
+    let went_on = GuestClient::new(layout).go_on(request).await;
+    went_on.map_err(RequestError::guest("let the guest go on"))?;
+    Ok(Awake {
+        ready_ns,
+        found_ns: Some(monotonic_ns()),
     })
 }
 
@@ -257,17 +310,17 @@ async fn launch(
     Ok(process)
 }
 
-/// The process that was started, and when it was ready. One that does not get there is killed.
-pub(super) async fn until_ready<T>(
+/// The process that was started, once it is `ready`. One that does not get there is killed.
+pub(super) async fn until_ready<T, E: Error + 'static>(
     node: &Node,
     plan: &SandboxPlan,
-    ready: impl Future<Output = Result<T, ReadyError>>,
+    ready: impl Future<Output = Result<T, E>>,
     process: Process,
     hopeless: &CancellationToken,
-) -> Result<Option<(Process, u64)>, RequestError> {
+) -> Result<Option<(Process, T)>, RequestError> {
     let late = tokio::select! {
         ready = ready => match ready {
-            Ok(_) => return Ok(Some((process, monotonic_ns()))),
+            Ok(ready) => return Ok(Some((process, ready))),
             Err(error) => Some(chain(&error)),
         },
         _ = process.exited() => None,

@@ -91,9 +91,16 @@ async fn a_pod_goes_on_from_the_template_and_works_as_any_other() {
     assert_eq!((config.kernel.clone(), config.command_line.as_str()), (None, ""));
     let id = node.run_container(&pod, "main", &["echo", "hello"]).await;
     assert_eq!(node.ended(&id).await.exit_code, 0);
+    let first = machine.agent().went_on().unwrap();
+    assert!(first.entropy.len() >= 32 && first.realtime_ns > 0, "{first:?}");
+    let new: Vec<_> = machine.places().into_iter().skip(1).take(2).collect();
+    assert_eq!(first.pci_addresses, new);
     let told = machine.agent().configured().unwrap();
     assert_eq!(told.hostname, "web");
-    assert!(told.entropy.len() >= 32 && told.realtime_ns > 0, "{told:?}");
+    assert!(
+        told.entropy.len() >= 32 && told.entropy != first.entropy,
+        "{told:?}"
+    );
     assert_eq!(templates(&node).await[0]["files"]["forks"], 1);
     node.remove_pod(&pod).await.unwrap();
     node.assert_nothing_is_left();
@@ -176,6 +183,11 @@ async fn a_guest_that_does_not_go_on_boots_in_the_same_call() {
     let node = start().await;
     ready(&node, 1).await;
     node.host.inject(FaultPoint::Restore, Fault::Stall, 1);
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
+    node.host.inject(FaultPoint::Call("GoOn"), Fault::Fail, 1);
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    node.host.inject(FaultPoint::Call("GoOn"), Fault::Stall, 1);
     assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
     assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
     node.host

@@ -42,6 +42,7 @@ pub struct FakeAgent {
 #[derive(Debug, Default)]
 struct Guest {
     configured: Option<v1::ConfigureSandboxRequest>,
+    went_on: Option<v1::GoOnRequest>,
     containers: BTreeMap<String, Container>,
     updates: Vec<v1::UpdateContainerRequest>,
     /// What the daemon wanted to be online.
@@ -76,6 +77,12 @@ impl FakeAgent {
     #[must_use]
     pub fn configured(&self) -> Option<v1::ConfigureSandboxRequest> {
         lock(&self.state).configured.clone()
+    }
+
+    /// What it was told to go on with.
+    #[must_use]
+    pub fn went_on(&self) -> Option<v1::GoOnRequest> {
+        lock(&self.state).went_on.clone()
     }
 
     /// What a container was created with.
@@ -332,6 +339,12 @@ impl Agent for Service {
             memory_total_bytes: 512 << 20,
             cpus_online: lock(&self.0.state).processors.max(1),
         }))
+    }
+
+    async fn go_on(&self, request: Request<v1::GoOnRequest>) -> Result<Response<v1::GoOnResponse>, Status> {
+        self.0.gate("GoOn").await?;
+        lock(&self.0.state).went_on = Some(request.into_inner());
+        Ok(Response::new(v1::GoOnResponse {}))
     }
 
     async fn configure_sandbox(

@@ -163,6 +163,16 @@ impl FakeMachine {
             .collect()
     }
 
+    /// Their PCI addresses.
+    #[must_use]
+    pub fn places(&self) -> Vec<String> {
+        lock(&self.bus)
+            .devices
+            .iter()
+            .map(|device| device.pci_address.clone())
+            .collect()
+    }
+
     /// What it was started with; `None` for a shim.
     #[must_use]
     pub fn config(&self) -> Option<&MachineConfig> {
