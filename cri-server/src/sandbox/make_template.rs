@@ -4,12 +4,13 @@
 use std::{os::fd::AsFd as _, time::Duration};
 
 use super::{
+    awake::until_ready,
     error::RequestError,
     launch::launch_spec,
     ledger::Ledger,
     node::{Node, new_id},
     plan::{self, SandboxPlan},
-    start::{make_cgroup, make_directory, until_ready},
+    start::{make_cgroup, make_directory},
     state::Acquired,
 };
 use crate::{

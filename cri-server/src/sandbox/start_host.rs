@@ -18,11 +18,12 @@ use proto::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    awake::until_ready,
     error::RequestError,
     live::Live,
     node::Node,
     plan::SandboxPlan,
-    start::{SHM_BYTES, Started, check_network, make_cgroup, make_directory, resolver, until_ready},
+    start::{SHM_BYTES, Started, check_network, make_cgroup, make_directory, resolver},
     state::Acquired,
     timings::Stopwatch,
 };
