@@ -75,13 +75,14 @@ together_exit_codes() {
   same "exit code and reason" "$(terminated exit-42 exitCode) $(terminated exit-42 reason)" "42 Error"
 }
 
-# Number 1 of a namespace does not die of signals from inside, so the container's process must be another one.
+# Number 1 of a namespace does not die of signals from inside, so the container's process must be another one. Kubernetes makes
+# one dollar sign of two.
 together_exit_by_a_signal() {
   pod exit-signal <<'SPEC'
 restartPolicy: Never
 shareProcessNamespace: true
 containers:
-- {name: main, image: BUSYBOX, command: [sh, -c, 'kill -SEGV $$; sleep 9']}
+- {name: main, image: BUSYBOX, command: [sh, -c, 'kill -SEGV $$$$; sleep 9']}
 SPEC
   finished exit-signal Failed
   same "exit code" "$(terminated exit-signal exitCode)" 139
