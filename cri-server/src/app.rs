@@ -24,6 +24,7 @@ use crate::{
     stats::Samples,
     store::{Store, recovery},
     streaming::{self, Streaming},
+    template::{self, Templates},
 };
 
 pub use crate::{grpc::socket::SocketError, store::StoreError};
@@ -133,6 +134,7 @@ impl App {
             shares: drivers.shares,
             directories: Arc::new(DirectoryWatch::new(tasks.clone(), stop.clone())),
             scratch,
+            templates: Templates::new(&config.machine.templates),
             metrics: Metrics::default(),
             streaming: Streaming::new(&config.streaming),
             sandboxes: Registry::default(),
@@ -176,6 +178,7 @@ impl App {
             gate.send_replace(true);
             tracing::info!(socket = %path.display(), "ready");
             self.prepare_scratch().await;
+            self.node.tasks.spawn(template::keep(Arc::clone(&self.node)));
             stop.await;
             Ok::<(), ServeError>(())
         };

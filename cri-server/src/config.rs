@@ -11,7 +11,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{host::HostPodsConfig, image::ImageConfig, network::NetworkConfig};
+use crate::{host::HostPodsConfig, image::ImageConfig, network::NetworkConfig, template::TemplatesConfig};
 
 /// Where the file is when no other is named; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/clearpod/config.toml";
@@ -107,6 +107,8 @@ pub struct MachineDefaults {
     pub cgroup_root: Option<PathBuf>,
     /// Parent cgroup of VMMs whose pod names none.
     pub cgroup_parent: String,
+    /// Guests that have booted already, for pods to go on from.
+    pub templates: TemplatesConfig,
 }
 
 /// How image layers reach the guest.
@@ -141,6 +143,8 @@ pub struct ContainerDefaults {
 pub struct Deadlines {
     /// From the start of a VMM until its agent is ready.
     pub boot_s: u64,
+    /// Likewise for one that goes on from a template; what takes longer boots in its place.
+    pub fork_s: u64,
     /// For a Machine that was told to end by itself.
     pub shutdown_s: u64,
     /// For containers' output to arrive after their end.
@@ -237,6 +241,7 @@ impl Default for MachineDefaults {
             console_kib: 64,
             cgroup_root: Some("/sys/fs/cgroup".into()),
             cgroup_parent: "/clearpod".to_owned(),
+            templates: TemplatesConfig::default(),
         }
     }
 }
@@ -256,6 +261,7 @@ impl Default for Deadlines {
     fn default() -> Self {
         Self {
             boot_s: 60,
+            fork_s: 10,
             shutdown_s: 3,
             drain_s: 5,
             stop_s: 10,
@@ -311,6 +317,9 @@ impl Deadlines {
     pub(crate) fn boot(&self) -> Duration {
         Duration::from_secs(self.boot_s)
     }
+    pub(crate) fn fork(&self) -> Duration {
+        Duration::from_secs(self.fork_s)
+    }
     pub(crate) fn shutdown(&self) -> Duration {
         Duration::from_secs(self.shutdown_s)
     }
@@ -322,6 +331,10 @@ impl Deadlines {
     }
     pub(crate) fn stats(&self) -> Duration {
         Duration::from_secs(self.stats_s)
+    }
+    fn has_zero(&self) -> bool {
+        let waits = [self.boot_s, self.fork_s, self.shutdown_s, self.drain_s];
+        waits.contains(&0) || [self.stop_s, self.stats_s].contains(&0)
     }
 }
 
@@ -374,7 +387,6 @@ impl Config {
         };
         let run_len = self.run.as_os_str().len();
         let machine = &self.machine;
-        let deadlines = &self.deadlines;
         for (field, path) in [
             ("state", &self.state),
             ("run", &self.run),
@@ -417,21 +429,13 @@ impl Config {
         if self.container.nofile.0 > self.container.nofile.1 {
             return refuse("container.nofile", "the soft limit is above the hard one");
         }
-        if [
-            deadlines.boot_s,
-            deadlines.shutdown_s,
-            deadlines.drain_s,
-            deadlines.stop_s,
-            deadlines.stats_s,
-        ]
-        .contains(&0)
-        {
+        if self.deadlines.has_zero() {
             return refuse("deadlines", "none may be 0");
         }
         if let Some((field, reason)) = self.streaming.refusal() {
             return refuse(field, reason);
         }
-        if let Err((field, reason)) = self.host_pods.check() {
+        if let Err((field, reason)) = self.machine.templates.check().and(self.host_pods.check()) {
             return refuse(field, reason);
         }
         Ok(self)
@@ -464,6 +468,13 @@ impl Config {
     #[must_use]
     pub fn machines(&self) -> PathBuf {
         self.run.join("machines")
+    }
+
+    /// Parent of the templates.
+    #[must_use]
+    pub fn templates(&self) -> PathBuf {
+        let directory = &self.machine.templates.directory;
+        directory.clone().unwrap_or_else(|| self.run.join("templates"))
     }
 
     /// Parent of the pods' scratch disks: on disk, because `/run` is memory.
@@ -536,6 +547,12 @@ mod tests {
             ("[machine]\nconsole_kib = 1", "machine.console_kib"),
             ("[container]\nnofile = [2, 1]", "container.nofile"),
             ("[deadlines]\nboot_s = 0", "deadlines"),
+            ("[deadlines]\nfork_s = 0", "deadlines"),
+            (
+                "[machine.templates]\ndirectory = \"t\"",
+                "machine.templates.directory",
+            ),
+            ("[machine.templates]\nmost = 0", "machine.templates.most"),
             ("[streaming]\naddress = \"0.0.0.0\"", "streaming.address"),
             ("[streaming]\ntoken_s = 0", "streaming"),
             ("[streaming]\nlongest_s = 0", "streaming"),

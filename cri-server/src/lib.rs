@@ -20,6 +20,7 @@ pub mod machine;
 pub mod network;
 pub mod stdio;
 pub mod streaming;
+pub mod template;
 
 mod clock;
 mod container;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -220,7 +221,36 @@ impl Node {
         .await
         .with_context(|| self.daemon_log())?;
         self.cri = Some(cri);
-        Ok(())
+        // What it makes for pods to come would be taken for what pods have left.
+        wait::until(wait::SERVER, "the daemon's templates", async || {
+            let templates = self.templates().await.ok()?;
+            let is_settled =
+                |template: &Value| ["ready", "failed"].map(Value::from).contains(&template["state"]);
+            templates.iter().all(is_settled).then_some(())
+        })
+        .await
+        .with_context(|| self.daemon_log())
+    }
+
+    /// What pods go on from, as the daemon tells.
+    ///
+    /// # Errors
+    /// With the status of the call, or when it tells nothing.
+    pub async fn templates(&self) -> Result<Vec<Value>> {
+        let request = proto::cri::v1::StatusRequest { verbose: true };
+        let answer = self.cri().runtime.status(request).await?.into_inner();
+        let text = answer.info.get("templates").context("templates")?;
+        Ok(serde_json::from_str(text)?)
+    }
+
+    /// "fork" or "boot": how the guest of a sandbox came to run.
+    ///
+    /// # Errors
+    /// With the status of the call, or when it tells nothing.
+    pub async fn start_of(&self, sandbox: &str) -> Result<String> {
+        let answer = self.cri().pod(sandbox).await?;
+        let info: Value = serde_json::from_str(answer.info.get("info").context("info")?)?;
+        Ok(info["start"].as_str().context("start")?.to_owned())
     }
 
     /// The end of the daemon's log.

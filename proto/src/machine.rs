@@ -42,10 +42,6 @@ pub struct MachineConfig {
     /// plugs it.
     #[serde(default)]
     pub memory_hotplug_mib: u64,
-    /// Guest memory is one file that a [`Device::Fs`] backend can map. Off, it is private to the VMM, and the host can back
-    /// it with huge pages without further ado.
-    #[serde(default)]
-    pub memory_shared: bool,
     /// Where the control socket is made.
     pub control: PathBuf,
     /// Guest console.
@@ -180,7 +176,7 @@ pub enum Device {
         /// Rounded up to 2 MiB in the guest's view; the rest reads as zeros.
         file: FileSource,
     },
-    /// virtio-fs, served by a vhost-user backend; needs [`MachineConfig::memory_shared`].
+    /// virtio-fs, served by a vhost-user backend.
     Fs {
         /// Unique in the Machine.
         id: String,
@@ -478,7 +474,7 @@ mod tests {
         let text = r#"{"version":1,"id":"a","kernel":{"path":"k"},"initramfs":{"path":"i"},
             "vcpus":{"boot":1,"max":1},"memory_mib":128,"control":"c","console":{"ring_bytes":4096}}"#;
         let config: MachineConfig = serde_json::from_str(text).unwrap();
-        assert_eq!((config.memory_hotplug_mib, config.memory_shared), (0, false));
+        assert_eq!(config.memory_hotplug_mib, 0);
         assert_eq!(config.snapshot, None);
         let stats: Stats = serde_json::from_str(r#"{"exits":{}}"#).unwrap();
         assert_eq!(stats, Stats::default());

@@ -28,7 +28,6 @@ pub(crate) struct Plan {
     pub(crate) vcpus: Vcpus,
     pub(crate) memory_bytes: u64,
     pub(crate) hotplug_bytes: u64,
-    pub(crate) memory_shared: bool,
     pub(crate) control: PathBuf,
     pub(crate) console_bytes: usize,
     pub(crate) console_dump: Option<PathBuf>,
@@ -202,12 +201,6 @@ fn check_beginning(config: &MachineConfig) -> Result<(), ConfigError> {
     if !config.command_line.is_empty() {
         return field("command_line", had);
     }
-    if config.memory_shared {
-        return field(
-            "memory_shared",
-            "the memory of a snapshot is private to each Machine",
-        );
-    }
     match origin_problem(&snapshot.origin) {
         Some(problem) => field("snapshot.origin", &problem),
         None => Ok(()),
@@ -238,7 +231,6 @@ fn prepare(config: MachineConfig, descriptors: &mut Descriptors) -> Result<(Plan
         vcpus: config.vcpus,
         memory_bytes: config.memory_mib << 20,
         hotplug_bytes: config.memory_hotplug_mib << 20,
-        memory_shared: config.memory_shared,
         control: config.control,
         console_bytes: config.console.ring_bytes as usize,
         console_dump: config.console.dump,

@@ -22,7 +22,9 @@ use crate::pci::host_bridge::HostBridge;
 use crate::pci::transport::testing::FakeKvm;
 use crate::pci::transport::{Services, SharedDevice, VirtioFunction};
 
-pub use self::devices::{balloon_pages, block_request, fs_orphan, mem_request, net_tx, vsock_packet};
+pub use self::devices::{
+    balloon_pages, block_request, fs_bounce, fs_orphan, mem_request, net_tx, vsock_packet,
+};
 pub use self::snapshot::snapshot_state;
 
 const MEMORY: usize = 1 << 16;

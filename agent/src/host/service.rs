@@ -198,6 +198,11 @@ impl Agent for Service {
         answer("", Err(Failure::new(ErrorCode::NotFound, text)))
     }
 
+    async fn go_on(&self, _: Request<wire::GoOnRequest>) -> Answer<wire::GoOnResponse> {
+        let text = "a host pod has no guest that could go on";
+        answer("", Err(Failure::new(ErrorCode::Unsupported, text)))
+    }
+
     async fn resize(&self, _: Request<wire::ResizeRequest>) -> Answer<wire::ResizeResponse> {
         let text = "a host pod is as large as the host";
         answer("", Err(Failure::new(ErrorCode::Unsupported, text)))

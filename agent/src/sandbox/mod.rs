@@ -1,9 +1,10 @@
 //! What all containers of the pod share: host name, DNS files, network, sysctls, clock, entropy, shared memory, scratch.
 //!
-//! Set up once per Machine by ConfigureSandbox; `files` writes the DNS files, `sysctl` the kernel's parameters. `resize` is
-//! the guest's part of a Machine that becomes larger.
+//! Set up once per Machine by ConfigureSandbox; `files` writes the DNS files, `sysctl` the kernel's parameters. `go_on` comes
+//! before it in a guest that goes on from a template, `resize` is the guest's part of a Machine that becomes larger.
 
 pub(crate) mod files;
+pub(crate) mod go_on;
 pub(crate) mod resize;
 pub(crate) mod sysctl;
 
@@ -68,8 +69,7 @@ impl Sandbox {
 /// `InvalidArgument` naming the field, `AlreadyExists` for other content, and what each part answers.
 pub(crate) async fn configure(pod: &Pod, mut request: ConfigureSandboxRequest) -> Result<(), Failure> {
     check(&request)?;
-    // Every call brings fresh ones. A template's fork needs them before anything else happens to it: until then its random
-    // numbers are those of all other forks, and its time of day is when the template was made.
+    // Every call brings fresh ones.
     let entropy = std::mem::take(&mut request.entropy);
     let realtime_ns = std::mem::take(&mut request.realtime_ns);
     set_clock_and_entropy(pod, realtime_ns, &entropy)?;
@@ -142,13 +142,7 @@ pub(crate) fn check(request: &ConfigureSandboxRequest) -> Result<(), Failure> {
             "hostname: {name:?} is no host name of at most {MAX_HOSTNAME} bytes"
         )));
     }
-    if !request.entropy.is_empty() && !ENTROPY.contains(&request.entropy.len()) {
-        let text = format!(
-            "entropy: {} bytes are not within {ENTROPY:?}",
-            request.entropy.len()
-        );
-        return Err(Failure::invalid(text));
-    }
+    check_entropy(&request.entropy)?;
     let id = &request.machine_id;
     if !id.is_empty() && (id.len() != MACHINE_ID || !id.bytes().all(|byte| byte.is_ascii_hexdigit())) {
         return Err(Failure::invalid(format!(
@@ -156,6 +150,17 @@ pub(crate) fn check(request: &ConfigureSandboxRequest) -> Result<(), Failure> {
         )));
     }
     Ok(())
+}
+
+/// None is fine.
+fn check_entropy(entropy: &[u8]) -> Result<(), Failure> {
+    let bytes = entropy.len();
+    if bytes == 0 || ENTROPY.contains(&bytes) {
+        return Ok(());
+    }
+    Err(Failure::invalid(format!(
+        "entropy: {bytes} bytes are not within {ENTROPY:?}"
+    )))
 }
 
 fn set_clock_and_entropy(pod: &Pod, realtime_ns: u64, entropy: &[u8]) -> Result<(), Failure> {

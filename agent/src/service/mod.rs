@@ -71,6 +71,16 @@ impl Agent for Service {
         Ok(Response::new(info))
     }
 
+    async fn go_on(&self, request: Request<wire::GoOnRequest>) -> Answer<wire::GoOnResponse> {
+        let pod = self.pod.clone();
+        let request = request.into_inner();
+        let call = self.whole(async move {
+            sandbox::go_on::go_on(&pod, &request).await?;
+            Ok(wire::GoOnResponse {})
+        });
+        self.answer("", call).await
+    }
+
     async fn configure_sandbox(
         &self,
         request: Request<wire::ConfigureSandboxRequest>,

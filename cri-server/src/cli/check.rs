@@ -325,7 +325,6 @@ async fn boot_in(config: &Config, layout: &Layout, deadline: Duration) -> Result
             vcpus: Vcpus { boot: 1, max: 1 },
             memory_mib: config.machine.memory_min_mib,
             memory_hotplug_mib: 0,
-            memory_shared: false,
             control: Layout::CONTROL.into(),
             console: Console {
                 ring_bytes: config.machine.console_kib * 1024,

@@ -34,6 +34,7 @@ pub(super) struct Info {
     pub(super) vmm_pid: Option<u32>,
     pub(super) memory_mib: Option<u64>,
     pub(super) vcpus: Option<u8>,
+    pub(super) start: Option<String>,
     pub(super) phases: Vec<Phase>,
     pub(super) console: String,
 }

@@ -1,4 +1,4 @@
-//! The command line: `serve` runs the daemon, `check` tries the host out, `pods` and `console` ask a running daemon over CRI,
+//! The command line: `serve` runs the daemon, `check` tries the host out, `pods`, `templates` and `console` ask a running daemon over CRI,
 //! `gc` cleans up where none runs. Printing goes to the writer that the caller gives.
 
 mod check;
@@ -7,6 +7,7 @@ mod console;
 mod gc;
 mod pods;
 mod serve;
+mod templates;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -52,6 +53,12 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List the guests that pods of the running daemon go on from
+    Templates {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show what a sandbox's guest wrote to its console
     Console {
         /// Id of the sandbox, or the beginning of it
@@ -71,6 +78,7 @@ pub async fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<Ex
         Command::Serve => serve::run(config).await,
         Command::Check { part, deadline } => check::run(&config, part, deadline, out).await,
         Command::Pods { timing, json } => pods::run(&config, timing, json, out).await,
+        Command::Templates { json } => templates::run(&config, json, out).await,
         Command::Console { sandbox } => console::run(&config, &sandbox, out).await,
         Command::Gc => gc::run(config).await,
     }

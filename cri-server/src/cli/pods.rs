@@ -20,6 +20,8 @@ struct Pod {
     vmm_pid: Option<u32>,
     memory_mib: Option<u64>,
     vcpus: Option<u8>,
+    /// "fork" or "boot"; a pod on the host has neither.
+    start: Option<String>,
     phases: Vec<Phase>,
 }
 
@@ -68,6 +70,7 @@ async fn pod(client: &mut Client, item: &cri::PodSandbox) -> anyhow::Result<Opti
         vmm_pid: info.vmm_pid,
         memory_mib: info.memory_mib,
         vcpus: info.vcpus,
+        start: info.start,
         phases: info.phases,
     }))
 }
@@ -75,16 +78,17 @@ async fn pod(client: &mut Client, item: &cri::PodSandbox) -> anyhow::Result<Opti
 fn table(pods: &[Pod], timing: bool, out: &mut dyn Write) -> anyhow::Result<()> {
     writeln!(
         out,
-        "{:<13}  {:<9}  {:<15}  {:>8}  {:>10}  POD",
-        "SANDBOX", "STATE", "IP", "VMM PID", "CONTAINERS"
+        "{:<13}  {:<9}  {:<5}  {:<15}  {:>8}  {:>10}  POD",
+        "SANDBOX", "STATE", "START", "IP", "VMM PID", "CONTAINERS"
     )?;
     for pod in pods {
         let pid = pod.vmm_pid.map(|pid| pid.to_string()).unwrap_or_default();
         writeln!(
             out,
-            "{:<13}  {:<9}  {:<15}  {:>8}  {:>10}  {}/{}",
+            "{:<13}  {:<9}  {:<5}  {:<15}  {:>8}  {:>10}  {}/{}",
             pod.id.get(..13).unwrap_or(&pod.id),
             pod.state,
+            pod.start.as_deref().unwrap_or_default(),
             pod.ip,
             pid,
             pod.containers,

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     network::NetworkStatus,
-    sandbox::{HANDLER, Node, RequestError},
+    sandbox::{COLD_HANDLER, HANDLER, Node, RequestError},
 };
 
 pub(super) async fn handle(
@@ -47,7 +47,7 @@ pub(super) async fn handle(
         } else {
             HashMap::new()
         },
-        runtime_handlers: vec![handler(""), handler(HANDLER)],
+        runtime_handlers: vec![handler(""), handler(HANDLER), handler(COLD_HANDLER)],
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
@@ -85,6 +85,7 @@ fn info(node: &Node) -> HashMap<String, String> {
         ("podCIDR".to_owned(), json!(*pod_cidr).to_string()),
         ("config".to_owned(), config.to_string()),
         ("calls".to_owned(), json!(node.metrics.calls()).to_string()),
+        ("templates".to_owned(), json!(node.templates.list()).to_string()),
         ("sandboxes".to_owned(), node.sandboxes.views().len().to_string()),
     ])
 }

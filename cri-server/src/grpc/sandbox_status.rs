@@ -48,6 +48,7 @@ async fn info(view: &SandboxView) -> HashMap<String, String> {
         "shim_pid": host.map(|machine| machine.pid),
         "memory_mib": machine.map(|machine| machine.memory_mib),
         "vcpus": machine.map(|machine| machine.vcpus),
+        "start": machine.map(|_| if view.timings.forked { "fork" } else { "boot" }),
         "state": view.state,
         "phases": view.timings.phases,
         "console": console,

@@ -51,7 +51,9 @@ fn code(error: &RequestError) -> Code {
         RequestError::Unavailable { .. } => Code::Unavailable,
         RequestError::Guest { source, .. } => of_guest(source),
         RequestError::Pull(source) => of_pull(source),
-        RequestError::Failed { .. } | RequestError::Unrunnable { .. } => Code::Internal,
+        RequestError::Failed { .. } | RequestError::Unrunnable { .. } | RequestError::NotForked { .. } => {
+            Code::Internal
+        }
     }
 }
 

@@ -31,6 +31,8 @@ mod deadline {
     use std::time::Duration;
 
     pub(super) const INFO: Duration = Duration::from_secs(10);
+    /// Finds a few devices.
+    pub(super) const GO_ON: Duration = Duration::from_secs(10);
     pub(super) const CONFIGURE_SANDBOX: Duration = Duration::from_secs(30);
     /// Finds and mounts disks.
     pub(super) const CREATE_CONTAINER: Duration = Duration::from_secs(60);
@@ -123,6 +125,17 @@ impl GuestClient {
             memory_total_bytes: info.memory_total_bytes,
             cpus_online: info.cpus_online,
         })
+    }
+
+    /// To a guest that goes on from a template, before anything else: what makes it another guest than the others, and the PCI
+    /// addresses of devices that are new to it.
+    ///
+    /// # Errors
+    /// [`GuestError`]
+    pub async fn go_on(&self, request: v1::GoOnRequest) -> Result<(), GuestError> {
+        let mut agent = self.agent.clone();
+        call("let the guest go on", deadline::GO_ON, agent.go_on(request)).await?;
+        Ok(())
     }
 
     /// Gives the guest its name, network, clock and scratch disk. Again only with equal content.

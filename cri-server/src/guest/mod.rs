@@ -21,4 +21,4 @@ pub use client::{GuestClient, GuestInfo, GuestWatch};
 pub use connect::{DialError, Dialer};
 pub use error::GuestError;
 pub use forward::{ForwardError, forward};
-pub use ready::{Ready, ReadyError, ReadyListener};
+pub use ready::{Ready, ReadyError, ReadyListener, goes_on};

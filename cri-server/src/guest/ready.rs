@@ -2,18 +2,26 @@
 //!
 //! The listener exists before the VMM starts, so the signal cannot come too early. Whoever connects is the guest, so what it
 //! sends is limited in size and time; a connection that sends nonsense is dropped and the next one is awaited.
+//!
+//! A guest that goes on from a snapshot has sent its signal before: [`goes_on`] dials it.
 
 use std::{io, path::PathBuf, time::Duration};
 
 use prost::Message as _;
-use proto::{agent::v1, stdio::READY_PORT};
+use proto::{
+    agent::v1,
+    stdio::{AGENT_PORT, READY_PORT},
+};
 use tokio::{
     io::AsyncReadExt as _,
     net::{UnixListener, UnixStream},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
-use super::text;
+use super::{
+    connect::{DialError, Dialer},
+    text,
+};
 use crate::{machine::Layout, sys::unix_socket};
 
 /// Protocol version that this daemon speaks with agents.
@@ -22,6 +30,8 @@ pub(crate) const PROTOCOL_VERSION: u32 = 1;
 const MAX_READY: usize = 1024;
 /// For one connection to send it.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(5);
+/// Between two looks for the socket of a VMM that was just started. It is there after a few milliseconds.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Longest agent version that is passed on, bytes.
 const MAX_VERSION: usize = 64;
 
@@ -62,6 +72,9 @@ pub enum ReadyError {
         /// What came in its place, if something did.
         heard: Option<String>,
     },
+    /// One that goes on does not answer.
+    #[error("the guest does not go on")]
+    Silent(#[source] DialError),
     /// The guest's agent is of another version than this daemon.
     #[error(
         "the guest's agent speaks protocol {version}, this daemon {PROTOCOL_VERSION}: use the initramfs of this release"
@@ -125,6 +138,32 @@ impl ReadyListener {
             ready: Duration::from_nanos(ready.ready_ns),
         })
     }
+}
+
+/// Waits at most `deadline` until the agent of a guest that goes on from a snapshot answers. Watch the process beside it.
+///
+/// # Errors
+/// [`ReadyError::Silent`]
+pub async fn goes_on(layout: &Layout, deadline: Duration) -> Result<(), ReadyError> {
+    let until = Instant::now() + deadline;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match Dialer::new(layout).with_deadline(left).dial(AGENT_PORT).await {
+            Ok(_) => return Ok(()),
+            // The VMM has not made its socket, or does not listen on it yet.
+            Err(DialError::Io { source, .. }) if is_early(&source) && !left.is_zero() => {
+                sleep(LOOK_AGAIN).await;
+            }
+            Err(error) => return Err(ReadyError::Silent(error)),
+        }
+    }
+}
+
+fn is_early(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
 }
 
 impl Drop for ReadyListener {
@@ -196,6 +235,34 @@ mod tests {
             (ready.agent_version.as_str(), ready.ready),
             ("1.0 ", Duration::from_nanos(7))
         );
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_goes_on_is_ready_when_it_accepts_and_not_for_ever_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path(), "m").unwrap();
+        layout.create().unwrap();
+        let short = Duration::from_millis(50);
+        let nobody = goes_on(&layout, short).await;
+        assert!(matches!(nobody, Err(ReadyError::Silent(_))), "{nobody:?}");
+        let vmm = async {
+            sleep(short).await;
+            let listener = unix_socket::listen(&layout.vsock()).unwrap();
+            let (mut guest, _) = listener.accept().await.unwrap();
+            guest.write_all(b"OK 7\n").await.unwrap();
+            let (refused, _) = listener.accept().await.unwrap();
+            drop(refused);
+            let (stalled, _) = listener.accept().await.unwrap();
+            sleep(2 * short).await;
+            drop(stalled);
+        };
+        let daemon = async {
+            goes_on(&layout, Duration::from_secs(30)).await.unwrap();
+            // The guest has no agent: it will not have one later, either.
+            assert!(goes_on(&layout, Duration::from_secs(30)).await.is_err());
+            assert!(goes_on(&layout, short).await.is_err());
+        };
+        tokio::join!(vmm, daemon);
     }
 
     #[tokio::test]

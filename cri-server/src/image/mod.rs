@@ -6,7 +6,7 @@
 
 mod catalog;
 mod config;
-mod digest;
+pub(crate) mod digest;
 mod erofs;
 mod error;
 mod layer;

@@ -5,7 +5,7 @@
 
 use std::{io, os::fd::BorrowedFd, path::PathBuf, time::Duration};
 
-use proto::machine::{Description, Device, Request, Response, Stats};
+use proto::machine::{Description, Device, FileSource, Request, Response, Stats};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
@@ -127,14 +127,8 @@ impl ControlClient {
     /// # Errors
     /// [`ControlError`]
     pub async fn remove_device(&self, id: &str) -> Result<(), ControlError> {
-        let operation = "remove a device";
-        match self
-            .request(operation, &Request::RemoveDevice { id: id.to_owned() }, &[])
-            .await?
-        {
-            Response::Done {} => Ok(()),
-            other => Err(unexpected(operation, &other)),
-        }
+        let request = Request::RemoveDevice { id: id.to_owned() };
+        self.done("remove a device", &request, &[]).await
     }
 
     /// Asks the guest to have this much memory plugged beyond what it was started with, MiB, a multiple of 2. How far it has
@@ -143,12 +137,35 @@ impl ControlClient {
     /// # Errors
     /// [`ControlError`]; `Refused` when the Machine cannot grow as far, or has no memory device.
     pub async fn resize_memory(&self, plugged_mib: u64) -> Result<(), ControlError> {
-        let operation = "resize the memory";
         let request = Request::ResizeMemory { plugged_mib };
-        match self.request(operation, &request, &[]).await? {
-            Response::Done {} => Ok(()),
-            other => Err(unexpected(operation, &other)),
-        }
+        self.done("resize the memory", &request, &[]).await
+    }
+
+    /// Halts the guest's processors.
+    ///
+    /// # Errors
+    /// [`ControlError`]
+    pub async fn pause(&self) -> Result<(), ControlError> {
+        self.done("halt the guest", &Request::Pause {}, &[]).await
+    }
+
+    /// Writes the halted guest to two empty files, for others to go on from if they name `origin`.
+    ///
+    /// # Errors
+    /// [`ControlError`]; what is in the files is of no use then.
+    pub async fn snapshot(
+        &self,
+        memory: BorrowedFd<'_>,
+        state: BorrowedFd<'_>,
+        origin: &str,
+    ) -> Result<(), ControlError> {
+        let request = Request::Snapshot {
+            memory: FileSource::Fd(0),
+            state: FileSource::Fd(1),
+            origin: origin.to_owned(),
+        };
+        self.done("write the guest down", &request, &[memory, state])
+            .await
     }
 
     /// What the guest wrote to its console: printable text and line ends, the newest `limit` bytes at most.
@@ -179,9 +196,19 @@ impl ControlClient {
     /// # Errors
     /// [`ControlError`]
     pub async fn stop(&self) -> Result<(), ControlError> {
-        match self.request("stop", &Request::Stop {}, &[]).await? {
+        self.done("stop", &Request::Stop {}, &[]).await
+    }
+
+    /// A request that is answered with nothing but that it was carried out.
+    async fn done(
+        &self,
+        operation: &'static str,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), ControlError> {
+        match self.request(operation, request, descriptors).await? {
             Response::Done {} => Ok(()),
-            other => Err(unexpected("stop", &other)),
+            other => Err(unexpected(operation, &other)),
         }
     }
 

@@ -29,8 +29,10 @@ use crate::{
     clock::now_ns,
     failpoint,
     guest::{GuestClient, GuestEvent},
+    host::Kind,
     machine::MachineExit,
     store::{ContainerRecord, SandboxRecord},
+    template::Fork,
 };
 
 /// Requests that wait for the owner task; senders beyond that wait themselves.
@@ -276,20 +278,23 @@ impl Driver {
         }
     }
 
-    /// Once more, from the beginning, when KVM gave up on the guest: what an emulated processor gets wrong now and then is right
-    /// the next time, and a host that cannot run guests says so in the second try.
+    /// From a template when there is one that fits. Once more from the beginning, and with a boot, when the guest did not go on
+    /// or KVM gave up on it: what an emulated processor gets wrong now and then is right the next time, and a host that cannot
+    /// run guests says so in the second try.
     async fn start_in_two_tries(
         &self,
         pod: &cri::PodSandboxConfig,
         reached: &mut Vec<super::Acquired>,
     ) -> Result<Started, RequestError> {
-        match start(&self.node, &self.plan, pod, reached).await {
-            Err(error @ RequestError::Unrunnable { .. }) => {
+        let fork = self.template();
+        match start(&self.node, &self.plan, pod, fork.as_ref(), reached).await {
+            Err(error @ (RequestError::Unrunnable { .. } | RequestError::NotForked { .. })) => {
                 tracing::warn!(
                     sandbox = self.record.id,
                     error = chain(&error),
-                    "it is started once more"
+                    "it is started once more, by a boot"
                 );
+                drop(fork);
                 if !Ledger::new(&self.node, &self.plan)
                     .give_back(reached)
                     .await
@@ -298,10 +303,18 @@ impl Driver {
                     return Err(error);
                 }
                 reached.clear();
-                start(&self.node, &self.plan, pod, reached).await
+                start(&self.node, &self.plan, pod, None, reached).await
             }
             first => first,
         }
+    }
+
+    fn template(&self) -> Option<Fork> {
+        let node = &self.node;
+        let may_fork = self.plan.kind == Kind::Machine && !self.plan.cold;
+        may_fork
+            .then(|| node.templates.fork(self.plan.shape(), &node.config.machine))
+            .flatten()
     }
 
     /// Gives back what was reached. When all of it could be, the sandbox has never been.

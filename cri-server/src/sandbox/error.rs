@@ -55,6 +55,9 @@ pub(crate) enum RequestError {
     /// KVM gave up on a guest that was not ready yet: nothing of the pod has run.
     #[error("boot the machine of sandbox {id}: {reason}")]
     Unrunnable { id: String, reason: String },
+    /// A guest did not go on from its template: nothing of the pod has run.
+    #[error("go on from a template in the machine of sandbox {id}: {reason}")]
+    NotForked { id: String, reason: String },
     /// Something of the host failed.
     #[error("{operation}")]
     Failed {

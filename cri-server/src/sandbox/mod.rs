@@ -1,11 +1,13 @@
 //! CRI sandboxes: one owner task each, which alone changes the sandbox, its containers and its Machine.
 //!
 //! `state` decides (pure, with the diagram), `driver` is the owner task with one input enum, `start` and `stop` tell the two
-//! stories, `containers` carries out what is asked of containers, `resize` changes limits (`room` decides, `grow` makes the
-//! Machine larger), `ledger` gives back what a sandbox holds of the host.
+//! stories (`awake` is the guest's part of the first), `containers` carries out what is asked of containers, `resize` changes
+//! limits (`room` decides, `grow` makes the Machine larger), `ledger` gives back what a sandbox holds of the host.
 //! Others see a sandbox through its `handle` (mailbox) and its `view` (snapshot). `node` is what all sandboxes share, `run`
-//! makes a new one, `recover` an old one. What is kept over a restart is in `crate::store`.
+//! makes a new one, `recover` an old one; `launch` says what a VMM is started with, `make_template` makes what pods go on from.
+//! What is kept over a restart is in `crate::store`.
 
+mod awake;
 mod containers;
 mod driver;
 mod error;
@@ -15,8 +17,10 @@ mod follow;
 pub(crate) mod fuzz;
 mod grow;
 mod handle;
+mod launch;
 mod ledger;
 mod live;
+mod make_template;
 mod node;
 mod plan;
 mod quantity;
@@ -35,8 +39,9 @@ mod volumes;
 pub(crate) use error::{RequestError, chain};
 pub(crate) use events::{Event, EventKind, Events};
 pub(crate) use handle::{Request, SandboxHandle};
+pub(crate) use make_template::make_template;
 pub(crate) use node::{Node, Registry, new_id};
-pub(crate) use plan::HANDLER;
+pub(crate) use plan::{COLD_HANDLER, HANDLER, default_shape};
 pub(crate) use recover::{recover, remove_orphan};
 pub(crate) use run::run;
 pub(crate) use state::{Acquired, SandboxState};

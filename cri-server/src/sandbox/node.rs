@@ -25,6 +25,7 @@ use crate::{
     stats::Samples,
     store::Store,
     streaming::Streaming,
+    template::Templates,
 };
 
 /// One node.
@@ -38,6 +39,7 @@ pub(crate) struct Node {
     pub(crate) shares: Arc<dyn Shares>,
     pub(crate) directories: Arc<DirectoryWatch>,
     pub(crate) scratch: ScratchTemplate,
+    pub(crate) templates: Templates,
     pub(crate) metrics: Metrics,
     pub(crate) streaming: Streaming,
     pub(crate) sandboxes: Registry,

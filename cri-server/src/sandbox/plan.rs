@@ -15,8 +15,18 @@ use crate::{
     network::{Bandwidth, Dns, PodNetwork, PortMapping},
 };
 
-/// The handler name that is ours beside the default one.
+mod shape;
+
+pub(crate) use shape::default_shape;
+pub(super) use shape::{nameless, of_template};
+
+/// The handler names that are ours beside the default one.
 pub(crate) const HANDLER: &str = "clearpod";
+/// Of pods that share no page of memory with others, since none of them goes on from a template.
+pub(crate) const COLD_HANDLER: &str = "clearpod-cold";
+/// The same for one pod.
+const BOOT_ANNOTATION: &str = "clearpod.dev/boot";
+const COLD: &str = "cold";
 
 const MIB: u64 = 1024 * 1024;
 /// The VMM takes multiples of it (`MachineConfig::memory_hotplug_mib`).
@@ -47,6 +57,8 @@ pub(crate) struct SandboxPlan {
     pub(crate) dns: Option<Dns>,
     /// Of the user namespace that its containers are in.
     pub(crate) id_map: Option<IdMap>,
+    /// It boots a kernel of its own, whatever templates there are.
+    pub(crate) cold: bool,
 }
 
 /// The VMM's cgroup.
@@ -98,10 +110,7 @@ fn plan_as(
         .as_ref()
         .filter(|metadata| !metadata.name.is_empty())
         .ok_or_else(|| RequestError::invalid("config.metadata.name", "missing"))?;
-    if !["", HANDLER].contains(&request.runtime_handler.as_str()) {
-        let reason = format!("there is no handler {:?}", request.runtime_handler);
-        return Err(RequestError::invalid("runtime_handler", reason));
-    }
+    let cold = is_cold(request, pod)?;
     let linux = pod.linux.clone().unwrap_or_default();
     let layout = Layout::new(&config.machines(), id).map_err(RequestError::failed("name the machine"))?;
     let kind = kind(&linux.security_context.clone().unwrap_or_default(), &layout)?;
@@ -150,7 +159,29 @@ fn plan_as(
         hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
         dns,
         id_map,
+        cold,
     })
+}
+
+/// Whether the pod must boot a kernel of its own, by its handler or its annotation.
+fn is_cold(request: &cri::RunPodSandboxRequest, pod: &cri::PodSandboxConfig) -> Result<bool, RequestError> {
+    let by_handler = match request.runtime_handler.as_str() {
+        "" | HANDLER => false,
+        COLD_HANDLER => true,
+        other => {
+            let reason = format!("there is no handler {other:?}");
+            return Err(RequestError::invalid("runtime_handler", reason));
+        }
+    };
+    match pod.annotations.get(BOOT_ANNOTATION).map(String::as_str) {
+        None => Ok(by_handler),
+        Some(COLD) => Ok(true),
+        Some(other) => {
+            let field = format!("config.annotations[{BOOT_ANNOTATION}]");
+            let reason = format!("{other:?} is not {COLD:?}, which is all that can be asked for");
+            Err(RequestError::invalid(field, reason))
+        }
+    }
 }
 
 /// What is left is what can be had; the ids of the pod's user namespace.

@@ -32,7 +32,7 @@ pub(crate) async fn recover(
             error = chain(&error),
             "only its names are known"
         );
-        plan::plan_again(&record.id, &nameless(&record.id), &node.config)
+        plan::plan_again(&record.id, &plan::nameless(&record.id), &node.config)
     })?;
     let (mut driver, handle) = Driver::new(Arc::clone(node), plan, request, record);
     driver = driver.with_containers(containers);
@@ -99,7 +99,7 @@ async fn take_over(driver: &mut Driver) {
 
 /// Gives back whatever carries the names of a sandbox that is in no record; returns what could not be.
 pub(crate) async fn remove_orphan(node: &Node, id: &str) -> Vec<String> {
-    let plan = match plan::plan(id, &nameless(id), &node.config) {
+    let plan = match plan::plan(id, &plan::nameless(id), &node.config) {
         Ok(plan) => plan,
         Err(error) => return vec![chain(&error)],
     };
@@ -107,18 +107,4 @@ pub(crate) async fn remove_orphan(node: &Node, id: &str) -> Vec<String> {
     left.iter()
         .map(|left| format!("{}: {}", left.step, chain(left.error.as_ref())))
         .collect()
-}
-
-/// The smallest request that has a plan: what a sandbox holds has names that derive from its id.
-fn nameless(id: &str) -> cri::RunPodSandboxRequest {
-    cri::RunPodSandboxRequest {
-        config: Some(cri::PodSandboxConfig {
-            metadata: Some(cri::PodSandboxMetadata {
-                name: id.to_owned(),
-                ..cri::PodSandboxMetadata::default()
-            }),
-            ..cri::PodSandboxConfig::default()
-        }),
-        runtime_handler: String::new(),
-    }
 }

@@ -6,19 +6,19 @@
 //! directory, cgroup ─▶ namespace and tap ─┬─▶ VMM, kernel, agent ready ─┬─▶ configure the guest
 //!                      scratch disk ──────┘   CNI plugins ──────────────┘
 //! ```
+//!
+//! A guest that goes on from a template is ready when its agent answers; its kernel booted long ago. It is told at once what makes it
+//! another guest than the others, and finds its devices while the plugins run.
 
-use std::{net::IpAddr, os::fd::OwnedFd};
+use std::net::IpAddr;
 
-use proto::{
-    agent::v1 as agent,
-    cri::v1 as cri,
-    machine::{CONFIG_VERSION, Console, Device, ExitReason, FileSource, MachineConfig, Vcpus, Vsock},
-};
+use proto::{agent::v1 as agent, cri::v1 as cri};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    awake::{Awake, boot, go_on},
     error::{RequestError, chain},
-    live::{BALLOON, Live, NET, SCRATCH},
+    live::{Live, NET, SCRATCH},
     node::{Node, random_bytes},
     plan::SandboxPlan,
     start_host,
@@ -29,17 +29,16 @@ use crate::{
     clock::{monotonic_ns, now_ns},
     config::host_resolver,
     failpoint,
-    guest::ReadyListener,
+    guest::GuestError,
     host::Kind,
     id_map::IdMap,
-    machine::{ControlClient, LaunchSpec, Layout, MachineExit, Process},
+    machine::{ControlClient, Process},
     network::{Attachment, Dns, INTERFACE, NetworkStatus, Prepared},
+    template::{Fork, Outcome},
 };
 
 /// As other runtimes give: 64 MiB of /dev/shm.
 pub(super) const SHM_BYTES: u64 = 64 * 1024 * 1024;
-/// Bytes of the VMM's log and of the console that a failed boot's message quotes.
-const QUOTE: usize = 1024;
 
 /// A sandbox that is ready.
 #[derive(Debug)]
@@ -50,15 +49,16 @@ pub(super) struct Started {
     pub(super) timings: Timings,
 }
 
-/// Makes all of `plan`.
+/// Makes all of `plan`, with a guest that goes on from `fork` or boots.
 pub(super) async fn start(
     node: &Node,
     plan: &SandboxPlan,
     pod: &cri::PodSandboxConfig,
+    fork: Option<&Fork>,
     reached: &mut Vec<Acquired>,
 ) -> Result<Started, RequestError> {
     match plan.kind {
-        Kind::Machine => start_machine(node, plan, pod, reached).await,
+        Kind::Machine => start_machine(node, plan, pod, fork, reached).await,
         Kind::Host(host) => start_host::start(node, plan, host, pod, reached).await,
     }
 }
@@ -67,6 +67,7 @@ async fn start_machine(
     node: &Node,
     plan: &SandboxPlan,
     pod: &cri::PodSandboxConfig,
+    fork: Option<&Fork>,
     reached: &mut Vec<Acquired>,
 ) -> Result<Started, RequestError> {
     let mut watch = Stopwatch::start();
@@ -89,7 +90,7 @@ async fn start_machine(
 
     reached.push(Acquired::Machine);
     let launched_ns = monotonic_ns();
-    let (process, ready_ns, attachment) = boot_and_attach(node, plan, prepared, &mut watch).await?;
+    let (process, awake, attachment) = boot_and_attach(node, plan, prepared, fork, &mut watch).await?;
     let mut live = Live::new(plan, process);
     failpoint::reached("start.booted").await;
 
@@ -98,13 +99,17 @@ async fn start_machine(
         .describe()
         .await
         .map_err(RequestError::failed("ask the VMM for its devices"))?;
-    watch.machine(launched_ns, &description.timeline, ready_ns);
+    watch.machine(launched_ns, &description.timeline, awake.ready_ns, fork.is_some());
+    if let Some(found_ns) = awake.found_ns {
+        watch.phase("devices", awake.ready_ns, found_ns);
+    }
     live.place(description.devices);
     let request = configuration(plan, pod, &attachment, &live)?;
-    live.guest
-        .configure_sandbox(request)
-        .await
-        .map_err(RequestError::guest(format!("configure sandbox {}", plan.id)))?;
+    let configured = live.guest.configure_sandbox(request).await;
+    configured.map_err(|error| not_configured(node, plan, fork, error))?;
+    if let Some(fork) = fork {
+        node.templates.tell(fork, Outcome::Answers);
+    }
     watch.phase_since("configure", began);
     failpoint::reached("start.configured").await;
     Ok(Started {
@@ -112,6 +117,20 @@ async fn start_machine(
         attachment: Some(attachment),
         timings: watch.finish(),
     })
+}
+
+/// A guest that went on and then says nothing did not go on.
+fn not_configured(node: &Node, plan: &SandboxPlan, fork: Option<&Fork>, error: GuestError) -> RequestError {
+    match (fork, &error) {
+        (Some(fork), GuestError::Unreachable { .. } | GuestError::Timeout { .. }) => {
+            node.templates.tell(fork, Outcome::Failed);
+            RequestError::NotForked {
+                id: plan.id.clone(),
+                reason: chain(&error),
+            }
+        }
+        _ => RequestError::guest(format!("configure sandbox {}", plan.id))(error),
+    }
 }
 
 /// Whether pods can be attached now.
@@ -153,8 +172,9 @@ async fn boot_and_attach(
     node: &Node,
     plan: &SandboxPlan,
     prepared: Prepared,
+    fork: Option<&Fork>,
     watch: &mut Stopwatch,
-) -> Result<(Process, u64, Attachment), RequestError> {
+) -> Result<(Process, Awake, Attachment), RequestError> {
     let hopeless = CancellationToken::new();
     let launched_ns = monotonic_ns();
     let attach = async {
@@ -165,194 +185,25 @@ async fn boot_and_attach(
         }
         (attached, monotonic_ns())
     };
-    let (booted, (attached, attached_ns)) = tokio::join!(boot(node, plan, prepared, &hopeless), attach);
+    let booted = async {
+        match fork {
+            None => boot(node, plan, prepared, &hopeless).await,
+            Some(fork) => go_on(node, plan, prepared, fork, &hopeless).await,
+        }
+    };
+    let (booted, (attached, attached_ns)) = tokio::join!(booted, attach);
     watch.phase("cni", launched_ns, attached_ns);
     match booted {
         // The tap goes with its VMM, and then there is nothing to attach: what ended first is the cause.
         Err(error) => Err(error),
         Ok(booted) => {
             let attachment = attached.map_err(RequestError::failed("attach the pod's network"))?;
-            let (process, ready_ns) = booted.ok_or_else(|| {
+            let (process, awake) = booted.ok_or_else(|| {
                 RequestError::failed("boot the machine")("it was ended although its network is there")
             })?;
-            Ok((process, ready_ns, attachment))
+            Ok((process, awake, attachment))
         }
     }
-}
-
-/// Starts the VMM and waits for the agent's signal, the process's end, or the deadline. `None`: it was `hopeless`, and was ended.
-async fn boot(
-    node: &Node,
-    plan: &SandboxPlan,
-    prepared: Prepared,
-    hopeless: &CancellationToken,
-) -> Result<Option<(Process, u64)>, RequestError> {
-    let listener = ReadyListener::bind(&plan.layout).map_err(RequestError::failed("listen for the guest"))?;
-    let process = node
-        .launcher
-        .launch(launch_spec(node, plan, prepared)?)
-        .await
-        .map_err(RequestError::failed("start the VMM"))?;
-    failpoint::reached("start.launched").await;
-    until_ready(node, plan, listener, process, hopeless).await
-}
-
-/// The process that was started, and when it was ready. One that does not get there is killed.
-pub(super) async fn until_ready(
-    node: &Node,
-    plan: &SandboxPlan,
-    listener: ReadyListener,
-    process: Process,
-    hopeless: &CancellationToken,
-) -> Result<Option<(Process, u64)>, RequestError> {
-    let late = tokio::select! {
-        ready = listener.wait(node.config.deadlines.boot()) => match ready {
-            Ok(_) => return Ok(Some((process, monotonic_ns()))),
-            Err(error) => Some(chain(&error)),
-        },
-        _ = process.exited() => None,
-        () = hopeless.cancelled() => None,
-    };
-    // The VMM writes the console to its file at its end.
-    let kill = process.kill();
-    let ended = tokio::time::timeout(node.config.deadlines.shutdown(), process.exited()).await;
-    if let (Err(error), _) | (Ok(()), Err(error)) = (kill, ended.map_err(std::io::Error::other)) {
-        tracing::warn!(sandbox = plan.id, %error, "what failed to boot still runs");
-    }
-    let own_end = own_end(&process);
-    let Some(why) = late.or_else(|| own_end.map(|exit| exit.to_string())) else {
-        return Ok(None);
-    };
-    let (id, reason) = (
-        &plan.id,
-        format!("{why}{}", last_words(&plan.layout, QUOTE).await),
-    );
-    Err(
-        if own_end == Some(MachineExit::Exited(ExitReason::GuestUnrunnable)) {
-            let id = id.clone();
-            RequestError::Unrunnable { id, reason }
-        } else {
-            RequestError::failed(format!("boot the machine of sandbox {id}"))(reason)
-        },
-    )
-}
-
-/// How a process that was killed had ended before of itself: a tap goes with its VMM, so the plugins can see that end first,
-/// and it, not what they say, is the cause.
-fn own_end(process: &Process) -> Option<MachineExit> {
-    process
-        .try_exited()
-        .filter(|exit| *exit != MachineExit::Signalled(libc::SIGKILL))
-}
-
-/// The ends of the VMM's log and of the guest's console, for a message.
-async fn last_words(layout: &Layout, limit: usize) -> String {
-    let mut text = String::new();
-    for (name, path) in [("VMM log", layout.vmm_log()), ("console", layout.console_log())] {
-        let tail = tail(path, limit).await;
-        if !tail.is_empty() {
-            text.push_str(&format!("; {name}: {tail:?}"));
-        }
-    }
-    text
-}
-
-/// The last `limit` bytes of a file, as text without control characters but line ends; empty when there is none.
-pub(super) async fn tail(path: std::path::PathBuf, limit: usize) -> String {
-    let bytes = fs_err::tokio::read(path).await.unwrap_or_default();
-    let start = bytes.len().saturating_sub(limit);
-    String::from_utf8_lossy(bytes.get(start..).unwrap_or_default())
-        .chars()
-        .filter(|character| *character == '\n' || !character.is_control())
-        .collect::<String>()
-        .trim()
-        .to_owned()
-}
-
-/// Every file outside of the Machine's directory reaches the VMM as a descriptor, so that it needs no path there.
-fn launch_spec(node: &Node, plan: &SandboxPlan, prepared: Prepared) -> Result<LaunchSpec, RequestError> {
-    let defaults = &node.config.machine;
-    let open = |path: &std::path::Path, write: bool| {
-        fs_err::OpenOptions::new()
-            .read(true)
-            .write(write)
-            .open(path)
-            .map(|file| OwnedFd::from(file.into_parts().0))
-            .map_err(RequestError::failed("open the machine's files"))
-    };
-    let inherited = vec![
-        prepared.tap,
-        open(&plan.scratch, true)?,
-        open(&defaults.kernel, false)?,
-        open(&defaults.initramfs, false)?,
-    ];
-    Ok(LaunchSpec {
-        layout: plan.layout.clone(),
-        config: MachineConfig {
-            version: CONFIG_VERSION,
-            id: plan.id.clone(),
-            kernel: Some(FileSource::Fd(2)),
-            initramfs: Some(FileSource::Fd(3)),
-            command_line: defaults.command_line.clone(),
-            snapshot: None,
-            vcpus: Vcpus {
-                boot: plan.vcpus,
-                max: plan.vcpus_possible,
-            },
-            memory_mib: plan.memory_mib,
-            memory_hotplug_mib: plan.memory_hotplug_mib,
-            // virtiofsd maps it; whether a container will need that is not known yet.
-            memory_shared: true,
-            control: Layout::CONTROL.into(),
-            console: Console {
-                ring_bytes: defaults.console_kib * 1024,
-                dump: Some(Layout::CONSOLE_LOG.into()),
-            },
-            vsock: Some(Vsock {
-                // Each VMM muxes its own guest, so all guests may have the same number.
-                guest_cid: 3,
-                socket: Layout::VSOCK.into(),
-            }),
-            devices: devices(plan),
-        },
-        inherited,
-        cgroup: plan
-            .cgroup
-            .as_ref()
-            .map(|plan| plan.cgroup.directory().to_owned()),
-    })
-}
-
-fn devices(plan: &SandboxPlan) -> Vec<Device> {
-    // A memory device comes when the Machine first grows (`grow`): most never do.
-    vec![
-        Device::Net {
-            id: NET.to_owned(),
-            tap: FileSource::Fd(0),
-            mac: first_mac(&plan.id),
-        },
-        Device::Block {
-            id: SCRATCH.to_owned(),
-            file: FileSource::Fd(1),
-            read_only: false,
-        },
-        Device::Balloon {
-            id: BALLOON.to_owned(),
-        },
-    ]
-}
-
-/// The guest starts before the plugins have chosen its address; this one is replaced when it is configured.
-fn first_mac(id: &str) -> String {
-    let digits = |at: usize| id.get(at..at + 2).unwrap_or("00");
-    format!(
-        "02:{}:{}:{}:{}:{}",
-        digits(0),
-        digits(2),
-        digits(4),
-        digits(6),
-        digits(8)
-    )
 }
 
 fn configuration(
@@ -442,36 +293,5 @@ pub(super) fn resolver(plan: &SandboxPlan, attachment: &Attachment) -> agent::Dn
         servers: chosen.servers,
         searches: chosen.searches,
         options: chosen.options,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use tokio::sync::watch;
-
-    use super::*;
-    use crate::machine::Kill;
-
-    #[derive(Debug)]
-    struct NoKill;
-
-    impl Kill for NoKill {
-        fn kill(&self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn an_end_of_its_own_is_told_from_being_killed() {
-        let (end, exit) = watch::channel(None);
-        let process = Process::new(7, exit, Arc::new(NoKill));
-        assert_eq!(own_end(&process), None);
-        let panicked = Some(MachineExit::Exited(ExitReason::GuestPanic));
-        end.send_replace(panicked);
-        assert_eq!(own_end(&process), panicked);
-        end.send_replace(Some(MachineExit::Signalled(libc::SIGKILL)));
-        assert_eq!(own_end(&process), None);
     }
 }

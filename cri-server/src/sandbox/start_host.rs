@@ -18,11 +18,12 @@ use proto::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    awake::until_ready,
     error::RequestError,
     live::Live,
     node::Node,
     plan::SandboxPlan,
-    start::{SHM_BYTES, Started, check_network, make_cgroup, make_directory, resolver, until_ready},
+    start::{SHM_BYTES, Started, check_network, make_cgroup, make_directory, resolver},
     state::Acquired,
     timings::Stopwatch,
 };
@@ -154,7 +155,8 @@ async fn launch(node: &Node, plan: &SandboxPlan, config: HostConfig) -> Result<P
         .map_err(RequestError::failed("start the shim"))?;
     failpoint::reached("start.launched").await;
     let hopeless = CancellationToken::new();
-    let ready = until_ready(node, plan, listener, process, &hopeless).await?;
+    let ready = listener.wait(node.config.deadlines.boot());
+    let ready = until_ready(node, plan, ready, process, &hopeless).await?;
     ready
         .map(|(process, _)| process)
         .ok_or_else(|| RequestError::failed("start the shim")("it was given up"))

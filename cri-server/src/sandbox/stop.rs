@@ -6,10 +6,10 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::{
+    awake::tail,
     driver::Driver,
     error::{RequestError, chain},
     ledger::Ledger,
-    start::tail,
     state::{Input, Step},
 };
 use crate::{

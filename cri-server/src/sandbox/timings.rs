@@ -9,6 +9,9 @@ use crate::clock::monotonic_ns;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Timings {
     pub(crate) phases: Vec<Phase>,
+    /// Its guest went on from a template and did not boot.
+    #[serde(default)]
+    pub(crate) forked: bool,
 }
 
 /// One phase.
@@ -50,12 +53,14 @@ impl Stopwatch {
     }
 
     /// The VMM's own account of the time between the start of its process and `ready_ns`.
-    pub(super) fn machine(&mut self, launched_ns: u64, timeline: &Timeline, ready_ns: u64) {
+    pub(super) fn machine(&mut self, launched_ns: u64, timeline: &Timeline, ready_ns: u64, forked: bool) {
+        self.timings.forked = forked;
         let process = timeline.process_started_ns;
         self.phase("vmm-spawn", launched_ns, process);
         if let Some(kernel) = timeline.kernel_entered_ns {
             self.phase("vmm-setup", process, kernel);
-            self.phase("guest-boot", kernel, ready_ns);
+            let guest = if forked { "guest-fork" } else { "guest-boot" };
+            self.phase(guest, kernel, ready_ns);
         }
         self.phase("machine", launched_ns, ready_ns);
     }

@@ -21,4 +21,5 @@ mod stats;
 mod streaming;
 mod streaming_lists;
 mod support;
+mod templates;
 mod volumes;

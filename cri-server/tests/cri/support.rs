@@ -459,6 +459,8 @@ fn config(directory: &TempDir) -> Config {
     config.machine.initramfs = "/dev/null".into();
     config.machine.cgroup_root = None;
     config.machine.scratch_mib = 16;
+    // Who counts Machines does not want one that is nobody's.
+    config.machine.templates.enabled = false;
     config.deadlines.boot_s = 5;
     config.deadlines.shutdown_s = 1;
     config.deadlines.drain_s = 5;

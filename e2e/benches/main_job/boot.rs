@@ -70,7 +70,6 @@ impl Machine {
             vcpus: Vcpus { boot: 1, max: 1 },
             memory_mib: payload.memory_mib,
             memory_hotplug_mib: 0,
-            memory_shared: false,
             control: "control".into(),
             console: Console {
                 ring_bytes: 1 << 16,

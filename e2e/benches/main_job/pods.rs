@@ -84,19 +84,14 @@ fn add_phases(info: &Value, figures: &mut Figures) {
     }
 }
 
-/// What /proc calls the memfd of a guest's shared RAM (`sealed_file` in `vmm/src/memory/ram.rs`).
-const SHARED_RAM: &str = "/memfd:guest-ram";
-
-/// The VMM's memory in three parts. The guest's RAM is the memfd of its name, or the anonymous mapping that is at least as large as
-/// it; what the guest sees as persistent memory are mapped files of the image store. All else is what the VMM itself costs.
+/// The VMM's memory in three parts. The guest's RAM is the anonymous mapping that is at least as large as it; what the guest sees as persistent memory are mapped files of the image store. All else is what the VMM itself costs.
 fn add_memory(node: &Node, info: &Value, figures: &mut Figures) -> Result<()> {
     let pid = u32::try_from(info["vmm_pid"].as_u64().context("vmm_pid")?)?;
     let ram_kib = info["memory_mib"].as_u64().context("memory_mib")? * 1024;
     let images = node.images();
     let (mut ram, mut layers, mut own) = (0, 0, 0);
     for mapping in process::mappings(pid)? {
-        let private_ram = mapping.name.is_empty() && mapping.size_kib >= ram_kib;
-        if private_ram || mapping.name.starts_with(SHARED_RAM) {
+        if mapping.name.is_empty() && mapping.size_kib >= ram_kib {
             ram += mapping.pss_kib;
         } else if Path::new(&mapping.name).starts_with(&images) {
             layers += mapping.pss_kib;

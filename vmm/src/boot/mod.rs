@@ -78,7 +78,7 @@ pub(crate) fn boot(mut plan: Plan, payload: &Payload, process_started: u64) -> R
     let processors = Processors::ask(&kvm, plan.vcpus)?;
 
     let layout = layout(&plan, processors.address_bits())?;
-    let ram = memory::map_ram(layout, plan.memory_shared)?;
+    let ram = memory::map_ram(layout)?;
     let entry = payload::load(payload, plan.vcpus.max, &ram, layout)?;
     let vm = Arc::new(Vm::new(&kvm, ram, layout, processors.address_bits())?);
     let vcpus = processors.create(&vm, entry)?;

@@ -21,7 +21,6 @@ fn config() -> MachineConfig {
         vcpus: Vcpus { boot: 1, max: 2 },
         memory_mib: 128,
         memory_hotplug_mib: 0,
-        memory_shared: false,
         control: "control.sock".into(),
         console: Console {
             ring_bytes: 65536,
@@ -121,7 +120,7 @@ fn a_guest_boots_or_goes_on_and_never_both() {
     assert!(matches!(&beginning, Beginning::Snapshot(files) if files.origin == "kernel-1"));
 
     type Change<'c> = &'c dyn Fn(&mut MachineConfig);
-    let cases: [(&str, Change<'_>); 7] = [
+    let cases: [(&str, Change<'_>); 6] = [
         ("kernel: ", &|config| config.kernel = None),
         ("initramfs: ", &|config| config.initramfs = None),
         ("kernel: ", &|config| config.snapshot = Some(snapshot("o"))),
@@ -132,10 +131,6 @@ fn a_guest_boots_or_goes_on_and_never_both() {
         ("command_line: ", &|config| {
             goes_on(config);
             config.command_line = "quiet".to_owned();
-        }),
-        ("memory_shared: ", &|config| {
-            goes_on(config);
-            config.memory_shared = true;
         }),
         ("snapshot.origin: ", &|config| {
             goes_on(config);

@@ -128,7 +128,7 @@ pub(crate) fn build(prepared: PreparedDevice, vm: &Vm) -> Result<BuiltDevice, Bu
                 Err(source) => return Err(BuildDeviceError::Region { id, source }),
             }
         }
-        DeviceKind::Fs { socket, shape } => match Fs::new(socket, shape, vm.memory()) {
+        DeviceKind::Fs { socket, shape } => match Fs::new(socket, shape) {
             Ok(fs) => Arc::new(Mutex::new(fs)),
             Err(source) => return Err(BuildDeviceError::Fs { id, source }),
         },

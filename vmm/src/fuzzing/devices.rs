@@ -16,7 +16,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::answer_queue;
-use crate::devices::virtio::fs::fail_queue;
+use crate::devices::virtio::fs::{bounce_queue, fail_queue};
 use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::testing::{DriverQueue, WRITE, activation_of, guest_memory};
@@ -31,6 +31,8 @@ const AVAILABLE: u64 = 0x100;
 const USED: u64 = 0x200;
 /// Where orderly rings of the harness itself lie, beyond what the input reaches.
 const HARNESS: u64 = 0x8_0000;
+/// How much of an input a backend is.
+const BACKEND_STEPS: usize = 256;
 /// What the memory device can plug: where an address of the input may well be, with the zeros that it mostly consists of.
 const PLUGGABLE: Range<u64> = 0x80_0000..0x100_0000;
 
@@ -168,6 +170,17 @@ pub fn fs_orphan(input: &[u8]) {
     }
 }
 
+/// Requests of a guest's file system driver, and what a backend does with them: both are the input's, the backend's steps
+/// its end.
+pub fn fs_bounce(input: &[u8]) {
+    let Some(memory) = memory_with(input) else { return };
+    let mut activation = activation_of(&memory, vec![hostile_queue(0)], 0);
+    let steps = &input[input.len().saturating_sub(BACKEND_STEPS)..];
+    if let Some(queue) = activation.queues.pop() {
+        bounce_queue(&memory, queue, activation.interrupt, steps);
+    }
+}
+
 /// Guest memory that begins with the input.
 fn memory_with(input: &[u8]) -> Option<GuestMemory> {
     let memory = guest_memory(MEMORY);
@@ -235,17 +248,30 @@ mod tests {
             })
     }
 
+    /// Mostly a backend that uses the first slots in some order.
+    fn backend_steps() -> impl Strategy<Value = Vec<u8>> {
+        let step = (
+            prop_oneof![20 => Just(0_u8), 1 => any::<u8>()],
+            prop_oneof![20 => (0_u8..4).prop_map(|slot| 2 * slot), 1 => any::<u8>()],
+            0_u8..32,
+            Just(0_u8),
+        );
+        let steps = prop::collection::vec(step, BACKEND_STEPS / 4);
+        steps.prop_map(|steps| steps.into_iter().flat_map(<[u8; 4]>::from).collect())
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(100))]
 
         #[test]
-        fn any_driver_is_survived(input in driver_input()) {
+        fn any_driver_is_survived(input in driver_input(), steps in backend_steps()) {
             vsock_packet(&input);
             block_request(&input);
             net_tx(&input);
             mem_request(&input);
             balloon_pages(&input);
             fs_orphan(&input);
+            fs_bounce(&[&input[..], &steps].concat());
         }
     }
 }

@@ -51,20 +51,7 @@ pub(crate) enum ImageError {
 pub(crate) fn write(memory: &GuestMemory, id: SnapshotId, file: &File) -> io::Result<()> {
     let mut offset = 0;
     for region in memory.iter() {
-        let whole = 0..region.len();
-        let parts = match region.file_offset() {
-            // Reading a hole of shared memory would allocate it.
-            Some(backing) => {
-                let start = backing.start();
-                let parts = pieces(backing.file(), start..start + region.len(), PAGE)?;
-                let parts = parts.into_iter();
-                parts.map(|part| part.start - start..part.end - start).collect()
-            }
-            None => vec![whole],
-        };
-        for part in parts {
-            write_part(region, part, offset, file)?;
-        }
+        write_part(region, 0..region.len(), offset, file)?;
         offset += region.len();
     }
     file.set_len(offset + PAGE)?;

@@ -1,20 +1,16 @@
 //! Guest RAM: mapped once, as large as it can ever become; given back to the host piece by piece.
 //!
-//! Private anonymous memory unless a process beside us is to map it: only private memory gets huge pages by the host's
-//! default, and a page of it is this process's alone. Shared memory is one sealed memfd for all ranges, so that a backend
-//! which was taken over cannot cut it off under us. Either way a page exists only from its first touch on, and not any more
-//! after [`discard`]. Memory of a snapshot (`image`) is private, too; what it gave back is the snapshot's again when it is
-//! touched.
+//! Private memory: a page of it is this process's alone. It asks for huge pages, but for what comes from a snapshot (`image`),
+//! most of which is never written: there a page is copied at a time. A page exists only from its first touch on, and not any more
+//! after [`discard`]; what was given back of a snapshot's is the snapshot's again when it is touched.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
-use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::layout::RamLayout;
 use super::{HUGE_PAGE, MemoryError, PAGE, align, reserve};
@@ -22,27 +18,18 @@ use crate::devices::virtio::GuestMemory;
 
 const PROT: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 const PRIVATE: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-const SHARED: libc::c_int = libc::MAP_SHARED | libc::MAP_NORESERVE;
 
 /// Maps every range of `layout` without swap reservation, so that only what the guest touches is allocated.
 ///
 /// Each begins at a multiple of 2 MiB here as it does for the guest: only then can KVM map the host's huge pages as huge
 /// pages, and a boot takes twenty faults instead of seven thousand.
-pub(crate) fn map_ram(layout: RamLayout, shared: bool) -> Result<GuestMemory, MemoryError> {
-    let ranges = layout.ranges();
-    let bytes = length(&ranges);
-    let failed = |source| MemoryError::Ram { bytes, source };
-    let file = shared.then(|| sealed_file(bytes)).transpose().map_err(failed)?;
-    map_ranges(&ranges, |offset, _| match &file {
-        Some(file) => Ok(Backing::Shared(FileOffset::new(file.try_clone()?, offset))),
-        None => Ok(Backing::Anonymous),
-    })
+pub(crate) fn map_ram(layout: RamLayout) -> Result<GuestMemory, MemoryError> {
+    map_ranges(&layout.ranges(), |_, _| Ok(Backing::Anonymous))
 }
 
 /// What is behind a range of guest memory.
 pub(super) enum Backing<'f> {
     Anonymous,
-    Shared(FileOffset),
     /// Copied when it is written. What is not among `parts`, which are ranges of the file, is anonymous.
     Private {
         file: &'f File,
@@ -73,17 +60,6 @@ fn length(ranges: &[Range<u64>]) -> u64 {
     ranges.iter().map(|range| range.end - range.start).sum()
 }
 
-fn sealed_file(bytes: u64) -> io::Result<File> {
-    let file = File::from(memfd_create(
-        "guest-ram",
-        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
-    )?);
-    file.set_len(bytes)?;
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-    Ok(file)
-}
-
 /// `None`: the range does not fit the process's addresses.
 fn map_range(range: &Range<u64>, offset: u64, backing: Backing<'_>) -> io::Result<Option<GuestRegionMmap>> {
     let Ok(size) = usize::try_from(range.end - range.start) else {
@@ -93,26 +69,17 @@ fn map_range(range: &Range<u64>, offset: u64, backing: Backing<'_>) -> io::Resul
         return Ok(None);
     };
     let start = align(reserve(reserved, PROT)?).as_ptr();
-    let (flags, shared) = match backing {
-        Backing::Anonymous => (PRIVATE, None),
-        Backing::Shared(file) => {
-            map_shared(start, size, &file)?;
-            (SHARED, Some(file))
-        }
+    match backing {
+        Backing::Anonymous => ask_for_huge_pages(start, size),
         Backing::Private { file, parts } => {
             for part in parts {
                 map_private(start, size, part.start - offset, file, &part)?;
             }
-            (PRIVATE, None)
         }
-    };
+    }
     let builder = MmapRegionBuilder::<()>::new(size)
         .with_mmap_prot(PROT)
-        .with_mmap_flags(flags);
-    let builder = match shared {
-        Some(file) => builder.with_file_offset(file),
-        None => builder,
-    };
+        .with_mmap_flags(PRIVATE);
     // SAFETY: `size` bytes from `start` on lie in the reservation, which is never unmapped: guest memory lives as long as the
     // process.
     let builder = unsafe { builder.with_raw_mmap_pointer(start.cast()) };
@@ -120,21 +87,14 @@ fn map_range(range: &Range<u64>, offset: u64, backing: Backing<'_>) -> io::Resul
     Ok(GuestRegionMmap::new(mapping, GuestAddress(range.start)))
 }
 
-/// Maps all of a range at `start`, in a reservation that is `HUGE_PAGE` longer than `size`.
-fn map_shared(start: *mut libc::c_void, size: usize, backing: &FileOffset) -> io::Result<()> {
-    let offset = libc::off_t::try_from(backing.start()).map_err(io::Error::other)?;
-    let (file, flags) = (backing.file().as_raw_fd(), SHARED | libc::MAP_FIXED);
-    // SAFETY: MAP_FIXED replaces pages of our own reservation only: `start` is aligned within it, and it is `HUGE_PAGE`
-    // longer than `size` (`map_range`, the only caller).
-    let mapped = unsafe { libc::mmap(start, size, PROT, flags, file, offset) };
-    if mapped == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    // Huge pages where the host's shmem_enabled is "advise"; its default is "never", and then nothing comes of it.
-    // SAFETY: the advice is about the mapping just made, and changes no content.
+/// Where the host gives huge pages to whoever asks only ("madvise"). Without them everything works, with more faults.
+fn ask_for_huge_pages(start: *mut libc::c_void, size: usize) {
+    // SAFETY: the advice changes no content, and is about `size` bytes of our own reservation (`map_range`, the only caller).
     let advised = unsafe { libc::madvise(start, size, libc::MADV_HUGEPAGE) };
-    tracing::debug!(advised, "shared guest memory asks for huge pages");
-    Ok(())
+    if advised < 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "guest memory has no huge pages");
+    }
 }
 
 /// Maps `part` of a file privately, `within` bytes behind `start`; the reservation there has `size` bytes.
@@ -177,14 +137,9 @@ pub(crate) fn discard(memory: &GuestMemory, address: u64, bytes: u64) -> io::Res
         usize::try_from(bytes).map_err(io::Error::other)?,
     );
     let start = region.as_ptr().wrapping_add(offset);
-    let advice = if region.flags() & libc::MAP_SHARED == 0 {
-        libc::MADV_DONTNEED
-    } else {
-        libc::MADV_REMOVE
-    };
     // SAFETY: the bytes lie within a mapping of guest memory (checked above), which the guest can change at any time: nobody
     // holds a Rust reference into it, and zeros are as good a content as any.
-    let result = unsafe { libc::madvise(start.cast(), length, advice) };
+    let result = unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -208,52 +163,58 @@ mod tests {
 
     #[test]
     fn ram_has_the_layout_that_was_asked_for() {
-        for shared in [false, true] {
-            let memory = map_ram(RamLayout::new(4 * GIB, 128 * MIB), shared).unwrap();
-            assert_eq!(
-                ranges(&memory),
-                [(0, 3 * GIB), (4 * GIB, GIB), (6 * GIB, 128 * MIB)]
-            );
-            let host = memory.iter().map(|region| region.as_ptr().addr());
-            assert!(host.into_iter().all(|address| address.is_multiple_of(HUGE_PAGE)));
+        let memory = map_ram(RamLayout::new(4 * GIB, 128 * MIB)).unwrap();
+        assert_eq!(
+            ranges(&memory),
+            [(0, 3 * GIB), (4 * GIB, GIB), (6 * GIB, 128 * MIB)]
+        );
+        let host = memory.iter().map(|region| region.as_ptr().addr());
+        assert!(host.into_iter().all(|address| address.is_multiple_of(HUGE_PAGE)));
+        assert!(memory.iter().all(|region| region.file_offset().is_none()));
+    }
+
+    /// The kernel's flags of the mapping at `address`, proc_pid_smaps(5); `None` where it knows no huge pages.
+    fn flags_at(address: usize) -> Option<String> {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            return None;
         }
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            let range =
+                range.map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)));
+            !matches!(range, Some((Ok(from), Ok(to))) if (from..to).contains(&address))
+        });
+        let flags = lines.find_map(|line| line.strip_prefix("VmFlags:"));
+        Some(flags.unwrap().to_owned())
     }
 
     #[test]
-    fn shared_ram_is_one_file_whose_size_nobody_changes() {
-        let memory = map_ram(RamLayout::new(4 * GIB, 128 * MIB), true).unwrap();
-        memory.write_obj(0x1234_u32, GuestAddress(4 * GIB)).unwrap();
-        let region = memory.find_region(GuestAddress(4 * GIB)).unwrap();
-        let backing = region.file_offset().unwrap();
-        assert_eq!(backing.start(), 3 * GIB);
-        let mut bytes = [0; 4];
-        std::os::unix::fs::FileExt::read_exact_at(backing.file(), &mut bytes, 3 * GIB).unwrap();
-        assert_eq!(u32::from_le_bytes(bytes), 0x1234);
-        assert!(backing.file().set_len(MIB).is_err());
-        assert!(
-            map_ram(RamLayout::new(64 * MIB, 0), false)
-                .unwrap()
-                .iter()
-                .all(|region| region.file_offset().is_none())
-        );
+    fn memory_that_no_file_is_behind_asks_for_huge_pages() {
+        let memory = map_ram(RamLayout::new(64 * MIB, 0)).unwrap();
+        let start = memory.iter().next().unwrap().as_ptr().addr();
+        for address in [start, start + 64 * MIB as usize - 1] {
+            let Some(flags) = flags_at(address) else {
+                return;
+            };
+            assert!(flags.split(' ').any(|flag| flag == "hg"), "{flags}");
+        }
     }
 
     #[test]
     fn what_is_discarded_reads_as_zeros_and_its_neighbours_stay() {
-        for shared in [false, true] {
-            let memory = map_ram(RamLayout::new(64 * MIB, 0), shared).unwrap();
-            for page in 0..4 {
-                memory.write_obj(page + 1, GuestAddress(page * PAGE)).unwrap();
-            }
-            discard(&memory, PAGE, 2 * PAGE).unwrap();
-            let left = (0..4).map(|page| memory.read_obj::<u64>(GuestAddress(page * PAGE)).unwrap());
-            assert_eq!(left.collect::<Vec<_>>(), [1, 0, 0, 4]);
+        let memory = map_ram(RamLayout::new(64 * MIB, 0)).unwrap();
+        for page in 0..4 {
+            memory.write_obj(page + 1, GuestAddress(page * PAGE)).unwrap();
         }
+        discard(&memory, PAGE, 2 * PAGE).unwrap();
+        let left = (0..4).map(|page| memory.read_obj::<u64>(GuestAddress(page * PAGE)).unwrap());
+        assert_eq!(left.collect::<Vec<_>>(), [1, 0, 0, 4]);
     }
 
     #[test]
     fn only_whole_pages_of_one_range_are_discarded() {
-        let memory = map_ram(RamLayout::new(64 * MIB, 128 * MIB), false).unwrap();
+        let memory = map_ram(RamLayout::new(64 * MIB, 128 * MIB)).unwrap();
         memory.write_obj(1_u8, GuestAddress(0)).unwrap();
         for (address, bytes) in [
             (1, PAGE),

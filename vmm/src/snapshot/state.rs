@@ -183,7 +183,6 @@ mod tests {
             vcpus: Vcpus { boot: 1, max: 2 },
             memory_bytes: 128 * MIB,
             hotplug_bytes: 128 * MIB,
-            memory_shared: false,
             control: "control".into(),
             console_bytes: 4096,
             console_dump: None,

@@ -61,7 +61,8 @@ fn plugged(guest: &mut Guest) -> u64 {
 }
 
 /// Grows, uses the new memory, shrinks; the host has it back.
-fn memory_grows_and_shrinks(shared: bool) {
+#[test]
+fn memory_grows_and_shrinks_with_the_hosts_wish() {
     let Some(artifacts) = Artifacts::find() else {
         return;
     };
@@ -75,7 +76,6 @@ fn memory_grows_and_shrinks(shared: bool) {
     );
     let mut guest = Guest::boot_with(&artifacts, &script, |config| {
         config.memory_hotplug_mib = 512;
-        config.memory_shared = shared;
         config.devices.push(Device::Memory {
             id: "memory".to_owned(),
         });
@@ -116,16 +116,6 @@ fn stop(mut guest: Guest) {
     let (reason, console, log) = guest.end();
     assert_eq!(reason, ExitReason::Ended, "{log}{console}");
     assert_eq!(log, "");
-}
-
-#[test]
-fn memory_grows_and_shrinks_with_the_hosts_wish() {
-    memory_grows_and_shrinks(false);
-}
-
-#[test]
-fn memory_that_others_see_grows_and_shrinks_as_well() {
-    memory_grows_and_shrinks(true);
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn a_directory_of_the_host_appears_while_the_guest_runs_and_fails_with_its_serve
         echo SUM $(md5sum </mnt/large); mkdir /mnt/sub && echo x >/mnt/sub/file && echo WRITTEN; \
         i=0; until stat /mnt/no$i 2>&1 | grep -q 'Input/output error'; do i=$((i+1)); sleep 0.1; done; \
         echo BROKEN; umount /mnt && echo UNMOUNTED; reboot -f";
-    let mut guest = Guest::boot_with(&artifacts, script, |config| config.memory_shared = true);
+    let mut guest = Guest::boot(&artifacts, script);
     guest.wait_for("READY");
     let (mut server, socket) = serve(directory.path());
     let added = guest.ask_with(&add_volume(), &[socket.as_fd()]);
@@ -77,21 +77,4 @@ fn a_directory_of_the_host_appears_while_the_guest_runs_and_fails_with_its_serve
     assert!(console.contains("BROKEN"), "{console}");
     assert!(console.contains("UNMOUNTED"), "{console}");
     assert!(log.contains("the backend has gone"), "{log}");
-}
-
-#[test]
-fn a_file_system_is_refused_where_no_other_process_can_see_memory() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
-    let mut guest = Guest::boot(&artifacts, "echo READY; while true; do sleep 1000; done");
-    guest.wait_for("READY");
-    let (ours, _theirs) = UnixStream::pair().unwrap();
-    let answer = guest.ask_with(&add_volume(), &[ours.as_fd()]);
-    let Response::Error { message } = answer else {
-        panic!("{answer:?}");
-    };
-    assert!(message.contains("memory_shared"), "{message}");
-    assert_eq!(guest.ask(&Request::Stop {}), Response::Done {});
-    assert_eq!(guest.end().0, ExitReason::Ended);
 }

@@ -8,7 +8,7 @@ use proto::machine::{Request, Response, Vsock};
 
 use super::{stop, take};
 use crate::devices::vsock::{ECHO, Probed, READY, dial, listen_at};
-use crate::guest::{Artifacts, Guest};
+use crate::guest::{Artifacts, Guest, again_if_kvm_lost_it};
 
 fn echoed(client: &mut BufReader<UnixStream>, text: &str) {
     client.get_mut().write_all(text.as_bytes()).unwrap();
@@ -25,8 +25,11 @@ pub(super) fn greeted(mut client: BufReader<UnixStream>) -> BufReader<UnixStream
 }
 
 #[test]
-#[ignore = "in one run of four a restored guest hung up on its first client or stood still; not understood yet"]
 fn forks_are_reached_by_new_connections_and_have_lost_the_old_ones() {
+    again_if_kvm_lost_it(reach_forks);
+}
+
+fn reach_forks() {
     let Some(artifacts) = Artifacts::find() else {
         return;
     };
@@ -76,7 +79,10 @@ fn forks_are_reached_by_new_connections_and_have_lost_the_old_ones() {
         consoles.push(stop(guest));
     }
     for console in consoles {
-        assert!(console.contains("LOST Connection reset by peer"), "{console}");
+        // A program that was not waiting yet when it was written down is told so when it comes to read.
+        let told = ["Connection reset by peer", "Transport endpoint is not connected"];
+        let is_told = |reason: &&str| console.contains(&format!("LOST {reason}"));
+        assert!(told.iter().any(is_told), "{console}");
         assert_eq!(console.matches("LOST").count(), 1, "{console}");
     }
 }

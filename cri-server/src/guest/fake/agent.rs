@@ -14,7 +14,7 @@ use proto::agent::v1::{
 };
 use tokio::{
     io::DuplexStream,
-    sync::{broadcast, mpsc, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     task::JoinSet,
 };
 use tokio_stream::{
@@ -42,6 +42,7 @@ pub struct FakeAgent {
 #[derive(Debug, Default)]
 struct Guest {
     configured: Option<v1::ConfigureSandboxRequest>,
+    went_on: Option<v1::GoOnRequest>,
     containers: BTreeMap<String, Container>,
     updates: Vec<v1::UpdateContainerRequest>,
     /// What the daemon wanted to be online.
@@ -77,6 +78,12 @@ impl FakeAgent {
     #[must_use]
     pub fn configured(&self) -> Option<v1::ConfigureSandboxRequest> {
         lock(&self.state).configured.clone()
+    }
+
+    /// What it was told to go on with.
+    #[must_use]
+    pub fn went_on(&self) -> Option<v1::GoOnRequest> {
+        lock(&self.state).went_on.clone()
     }
 
     /// What a container was created with.
@@ -366,6 +373,12 @@ impl Agent for Service {
         }))
     }
 
+    async fn go_on(&self, request: Request<v1::GoOnRequest>) -> Result<Response<v1::GoOnResponse>, Status> {
+        self.0.gate("GoOn").await?;
+        lock(&self.0.state).went_on = Some(request.into_inner());
+        Ok(Response::new(v1::GoOnResponse {}))
+    }
+
     async fn configure_sandbox(
         &self,
         request: Request<v1::ConfigureSandboxRequest>,
@@ -474,10 +487,13 @@ impl Agent for Service {
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
         // As the agent does it: to its end, also when the caller has gone.
         let agent = Arc::clone(&self.0);
-        let started = tokio::spawn(async move { agent.exec(request.into_inner()).await });
-        started
+        let (reply, answer) = oneshot::channel();
+        lock(&self.0.state).running.spawn(async move {
+            drop(reply.send(agent.exec(request.into_inner()).await));
+        });
+        answer
             .await
-            .unwrap_or_else(|ended| Err(refusal(ErrorCode::System, &ended.to_string(), 0)))
+            .map_err(|_| Status::unavailable("the Machine has ended"))?
     }
 
     async fn remove_exec(

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, OnceLock, Weak},
+    sync::{
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -46,6 +49,9 @@ pub struct FakeMachine {
     exit: watch::Sender<Option<MachineExit>>,
     agent: Arc<FakeAgent>,
     stalled: watch::Sender<bool>,
+    paused: AtomicBool,
+    /// Its guest accepts nothing.
+    mute: AtomicBool,
     bus: Mutex<Bus>,
     console: Mutex<String>,
     timeline: Mutex<Timeline>,
@@ -112,6 +118,8 @@ impl FakeMachine {
             pid,
             exit: watch::Sender::new(None),
             stalled: watch::Sender::new(false),
+            paused: AtomicBool::new(false),
+            mute: AtomicBool::new(false),
             bus: Mutex::default(),
             console: Mutex::new("fake kernel\n".to_owned()),
             timeline: Mutex::default(),
@@ -139,12 +147,6 @@ impl FakeMachine {
         self.layout.id()
     }
 
-    /// What the Machine was started with; descriptors are indices. `None` for a host pod's shim.
-    #[must_use]
-    pub fn config(&self) -> Option<&MachineConfig> {
-        self.config.as_ref()
-    }
-
     /// The fake guest's agent: what the daemon told it.
     #[must_use]
     pub fn agent(&self) -> &FakeAgent {
@@ -159,6 +161,22 @@ impl FakeMachine {
             .iter()
             .map(|device| device.id.clone())
             .collect()
+    }
+
+    /// Their PCI addresses.
+    #[must_use]
+    pub fn places(&self) -> Vec<String> {
+        lock(&self.bus)
+            .devices
+            .iter()
+            .map(|device| device.pci_address.clone())
+            .collect()
+    }
+
+    /// What it was started with; `None` for a shim.
+    #[must_use]
+    pub fn config(&self) -> Option<&MachineConfig> {
+        self.config.as_ref()
     }
 
     /// What the memory device has plugged; `None` without one.
@@ -239,6 +257,9 @@ impl FakeMachine {
 
     async fn boot(self: Arc<Self>) {
         lock(&self.timeline).process_started_ns = monotonic_ns();
+        if let Some(snapshot) = self.config.as_ref().and_then(|config| config.snapshot.as_ref()) {
+            return self.go_on(&snapshot.origin);
+        }
         if let Err(Injected) = self.host.pass(FaultPoint::Boot).await {
             return self.kill_agent();
         }
@@ -257,6 +278,19 @@ impl FakeMachine {
             drop(stream.write_all(&ready.encode_length_delimited_to_vec()).await);
         }
         lock(&self.timeline).first_vsock_ns = Some(monotonic_ns());
+    }
+
+    /// A guest that goes on has sent its signal long ago.
+    fn go_on(&self, origin: &str) {
+        let fault = self.host.fault(FaultPoint::Restore);
+        if fault == Some(super::Fault::Fail) || !lock(&self.host.origins).contains(origin) {
+            return self.kill(MachineExit::Exited(ExitReason::SnapshotRefused));
+        }
+        if fault == Some(super::Fault::Stall) {
+            self.mute.store(true, Ordering::Relaxed);
+            return;
+        }
+        lock(&self.timeline).kernel_entered_ns = Some(monotonic_ns());
     }
 
     async fn power_off_when_asked(self: Arc<Self>) {
@@ -308,6 +342,9 @@ impl FakeMachine {
     }
 
     async fn serve_port(&self, mut stream: UnixStream, port: u32, greeting: &[u8]) -> io::Result<()> {
+        if self.mute.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         if self.host.pass(FaultPoint::Dial).await.is_err() {
             return Ok(());
         }
@@ -394,9 +431,15 @@ impl FakeMachine {
                 memory: lock(&self.bus).memory,
                 balloon: None,
             }),
-            Request::Pause {} | Request::Resume {} | Request::Snapshot { .. } => {
-                refusal("the fake guest has no processors")
+            Request::Pause {} => {
+                self.paused.store(true, Ordering::Relaxed);
+                Response::Done {}
             }
+            Request::Resume {} => {
+                self.paused.store(false, Ordering::Relaxed);
+                Response::Done {}
+            }
+            Request::Snapshot { origin, .. } => self.snapshot(origin),
             Request::Stop {} => Response::Done {},
         }
     }
@@ -412,6 +455,22 @@ impl FakeMachine {
             Some(memory) => refusal(&format!("plugged_mib: {plugged_mib} of {}", memory.max_mib)),
             None => refusal("the Machine has no memory device"),
         }
+    }
+
+    /// What a fake guest is made of is its origin alone, and its files stay empty.
+    fn snapshot(&self, origin: String) -> Response {
+        let held = lock(&self.bus).devices.len();
+        if self.host.fault(FaultPoint::Snapshot).is_some() {
+            return refusal("memory: cannot write it: No space left on device (os error 28)");
+        }
+        if !self.paused.load(Ordering::Relaxed) {
+            return refusal("the Machine runs: pause it first");
+        }
+        if held > 1 {
+            return refusal("a device cannot be in a snapshot: it holds something of the host");
+        }
+        lock(&self.host.origins).insert(origin);
+        Response::Done {}
     }
 
     fn plug(&self, device: &Device) -> Result<String, String> {

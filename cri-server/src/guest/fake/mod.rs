@@ -15,7 +15,7 @@ mod script;
 mod stdio;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -38,6 +38,11 @@ pub enum FaultPoint {
     Boot,
     /// Likewise: `Fail` is a guest that KVM cannot run.
     Kvm,
+    /// The start of a VMM whose guest goes on from a snapshot: `Fail` is a snapshot that is refused, `Stall` a guest that never
+    /// answers.
+    Restore,
+    /// `Request::Snapshot` on the control socket: `Fail` is a full disk.
+    Snapshot,
     /// A dial of a guest port: `Fail` closes, `Stall` does not answer.
     Dial,
     /// A request on the control socket: `Fail` refuses.
@@ -75,6 +80,8 @@ pub struct FakeLauncher {
 pub(super) struct Shared {
     machines: Mutex<HashMap<PathBuf, Arc<FakeMachine>>>,
     faults: Mutex<HashMap<FaultPoint, (Fault, usize)>>,
+    /// Of all snapshots that were made.
+    origins: Mutex<HashSet<String>>,
     last_pid: AtomicU32,
 }
 

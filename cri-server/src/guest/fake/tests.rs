@@ -51,7 +51,6 @@ impl Node {
                 vcpus: Vcpus { boot: 1, max: 1 },
                 memory_mib: 128,
                 memory_hotplug_mib: 0,
-                memory_shared: false,
                 control: Layout::CONTROL.into(),
                 console: Console {
                     ring_bytes: 4096,

@@ -2,8 +2,6 @@
 
 use std::os::fd::AsFd as _;
 
-use proto::machine::FileSource;
-
 use super::*;
 
 struct Vmm {
@@ -70,6 +68,29 @@ async fn a_wish_for_memory_says_how_much_and_is_refused_with_the_reason() {
     assert_eq!(
         text,
         "resize the memory: the VMM refused: plugged_mib: 3 is no multiple of 2"
+    );
+}
+
+#[tokio::test]
+async fn a_guest_is_halted_and_written_to_the_files_that_were_sent() {
+    let vmm = vmm();
+    let (paused, line) = tokio::join!(vmm.client.pause(), vmm.answer(b"{\"result\":\"done\"}\n"));
+    paused.unwrap();
+    assert_eq!(line, "{\"op\":\"pause\"}\n");
+    let files = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
+    let (written, line) = tokio::join!(
+        vmm.client
+            .snapshot(files[0].as_fd(), files[1].as_fd(), "kernel 1"),
+        vmm.answer(b"{\"result\":\"error\",\"message\":\"memory: cannot write it\"}\n")
+    );
+    assert_eq!(
+        line,
+        "{\"op\":\"snapshot\",\"memory\":{\"fd\":0},\"state\":{\"fd\":1},\"origin\":\"kernel 1\"}\n"
+    );
+    let text = written.unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "write the guest down: the VMM refused: memory: cannot write it"
     );
 }
 

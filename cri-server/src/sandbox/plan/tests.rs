@@ -193,3 +193,45 @@ fn what_a_machine_cannot_be_is_refused_by_field() {
     };
     assert!(refusal(&request(host)).contains("namespace_options.network"));
 }
+
+#[test]
+fn a_template_has_the_shape_of_the_pods_that_go_on_from_it() {
+    for memory_max_mib in [None, Some(2048), Some(0)] {
+        let mut config = Config::default();
+        config.machine.memory_max_mib = memory_max_mib;
+        let pod = planned(cri::LinuxPodSandboxConfig::default(), &config);
+        assert_eq!(default_shape(&config), pod.shape());
+        let linux = cri::LinuxPodSandboxConfig {
+            resources: limits(1 << 30, 250_000),
+            ..cri::LinuxPodSandboxConfig::default()
+        };
+        let large = planned(linux, &config);
+        let template = of_template("b2", large.shape(), &config).unwrap();
+        assert_eq!(template.shape(), large.shape());
+        assert_ne!(template.shape(), default_shape(&config));
+        let bound = |plan: &SandboxPlan| plan.cgroup.as_ref().map(|plan| plan.limits.memory_max_bytes);
+        assert_eq!(bound(&template), bound(&large));
+        assert!(template.layout.directory().ends_with("b2"));
+    }
+}
+
+#[test]
+fn only_a_cold_boot_can_be_asked_for() {
+    let mut pod = request(cri::LinuxPodSandboxConfig::default());
+    let is_cold = |pod: &cri::RunPodSandboxRequest| plan("a1", pod, &Config::default()).unwrap().cold;
+    assert!(!is_cold(&pod));
+    pod.runtime_handler = COLD_HANDLER.to_owned();
+    assert!(is_cold(&pod));
+    pod.runtime_handler = HANDLER.to_owned();
+    assert!(!is_cold(&pod));
+    let mut annotate = |value: &str| {
+        let annotations = &mut pod.config.as_mut().unwrap().annotations;
+        annotations.insert(BOOT_ANNOTATION.to_owned(), value.to_owned());
+        pod.clone()
+    };
+    assert!(is_cold(&annotate(COLD)));
+    for value in ["", "fork", "Cold"] {
+        let text = refusal(&annotate(value));
+        assert!(text.contains("config.annotations[clearpod.dev/boot]"), "{text}");
+    }
+}

@@ -2,12 +2,23 @@
 
 use event_manager::{EventOps, EventSet, Events};
 use std::sync::Arc;
-use virtio_queue::{DescriptorChain, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
 use super::{ActiveQueue, GuestMemory, Interrupt, QueueProgress};
 
 /// A chain of this device's queue.
 pub(crate) type Chain<'m> = DescriptorChain<&'m GuestMemory>;
+
+/// What became of a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Serving {
+    /// It is the driver's again, with so many bytes written.
+    Done(u32),
+    /// The device keeps it until [`ServedQueue::give_back`].
+    Kept,
+    /// The device cannot take it now: it stays in the queue, with all behind it, until the queue is processed again.
+    Left,
+}
 
 /// One queue in use.
 #[derive(Debug)]
@@ -40,7 +51,12 @@ impl ServedQueue {
 
     /// Registers the doorbell.
     pub(crate) fn watch(&self, ops: &mut EventOps<'_>) {
-        if let Err(error) = ops.add(Events::new(&self.active.notify, EventSet::IN)) {
+        self.watch_as(ops, 0);
+    }
+
+    /// Registers the doorbell with a token, for a device that has several.
+    pub(crate) fn watch_as(&self, ops: &mut EventOps<'_>, token: u32) {
+        if let Err(error) = ops.add(Events::with_data(&self.active.notify, token, EventSet::IN)) {
             tracing::error!(%error, "cannot watch queue {}", self.index);
         }
     }
@@ -48,22 +64,34 @@ impl ServedQueue {
     /// The doorbell rang: serves what is there, at most one ring's worth, so that a guest that never stops does not keep
     /// the event loop. `serve` returns how many bytes it wrote for the guest.
     pub(crate) fn process(&mut self, mut serve: impl FnMut(&GuestMemory, Chain<'_>) -> u32) {
+        self.process_some(|memory, chain| Serving::Done(serve(memory, chain)));
+    }
+
+    /// Likewise, for a device that may keep chains, or leave them in the queue. Then the driver's rings are of no use, and
+    /// the device has to process the queue when it can go on.
+    pub(crate) fn process_some(&mut self, mut serve: impl FnMut(&GuestMemory, Chain<'_>) -> Serving) {
         // Fails only when another wake-up took the count.
         drop(self.active.notify.read());
         let queue = &mut self.active.queue;
-        let (budget, mut used) = (queue.size(), 0);
+        let (budget, mut used, mut returned) = (queue.size(), 0, false);
         let mut deceived = false;
-        loop {
+        'queue: loop {
             let before = used;
             while used < budget {
                 let Some(chain) = queue.pop_descriptor_chain(&self.memory) else {
                     break;
                 };
                 let head = chain.head_index();
-                let written = serve(&self.memory, chain);
-                if let Err(error) = queue.add_used(&self.memory, head, written) {
-                    // The ring was valid when the device was started; an index beyond it is the guest's mistake.
-                    tracing::debug!(%error, "a used buffer cannot be returned");
+                match serve(&self.memory, chain) {
+                    Serving::Done(written) => {
+                        add_used(queue, &self.memory, head, written);
+                        returned = true;
+                    }
+                    Serving::Kept => {}
+                    Serving::Left => {
+                        queue.go_to_previous_position();
+                        break 'queue;
+                    }
                 }
                 used += 1;
             }
@@ -80,9 +108,38 @@ impl ServedQueue {
             }
             deceived = used == before;
         }
-        if used > 0 && queue.needs_notification(&self.memory).unwrap_or(true) {
+        if returned {
+            self.interrupt();
+        }
+    }
+
+    /// Gives chains that were kept back to the driver: (head, bytes written).
+    pub(crate) fn give_back(&mut self, chains: &[(u16, u32)]) {
+        for (head, written) in chains {
+            add_used(&mut self.active.queue, &self.memory, *head, *written);
+        }
+        if !chains.is_empty() {
+            self.interrupt();
+        }
+    }
+
+    /// Guest memory, as the queue's chains mean it.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn interrupt(&mut self) {
+        let wanted = self.active.queue.needs_notification(&self.memory);
+        if wanted.unwrap_or(true) {
             self.interrupt.signal_queue(self.index);
         }
+    }
+}
+
+fn add_used(queue: &mut Queue, memory: &GuestMemory, head: u16, written: u32) {
+    if let Err(error) = queue.add_used(memory, head, written) {
+        // The ring was valid when the device was started; an index beyond it is the guest's mistake.
+        tracing::debug!(%error, "a used buffer cannot be returned");
     }
 }
 
@@ -134,6 +191,27 @@ mod tests {
             0
         });
         assert_eq!(driver.take_used().len(), 5);
+    }
+
+    #[test]
+    fn chains_are_kept_left_and_given_back() {
+        let memory = guest_memory(0x10_0000);
+        let mut driver = DriverQueue::new(&memory, 0, SIZE);
+        let (mut queue, interrupt) = served(&memory, &driver);
+        let heads = [(); 3].map(|()| driver.add(&[(0x8000, 8, 0)]));
+        let mut answers = [Serving::Kept, Serving::Left].into_iter();
+        queue.process_some(|_, _| answers.next().unwrap());
+        assert_eq!(driver.take_used(), []);
+        assert_eq!(interrupt.queue.load(Ordering::Relaxed), 0);
+        let mut seen = Vec::new();
+        queue.process_some(|_, chain| {
+            seen.push(chain.head_index());
+            Serving::Kept
+        });
+        assert_eq!(seen, heads[1..], "what was left is there again");
+        queue.give_back(&[(heads[2], 3), (heads[0], 1)]);
+        assert_eq!(driver.take_used(), [(heads[2], 3), (heads[0], 1)]);
+        assert_eq!(interrupt.queue.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -27,8 +27,8 @@ const PLACES: [u64; 6] = [
     6 * GIB + 128 * MIB - 8,
 ];
 
-fn written(shared: bool) -> File {
-    let memory = map_ram(layout(), shared).unwrap();
+fn written() -> File {
+    let memory = map_ram(layout()).unwrap();
     for place in PLACES {
         memory.write_obj(place + 1, GuestAddress(place)).unwrap();
     }
@@ -43,24 +43,22 @@ fn words(memory: &GuestMemory) -> [u64; 6] {
 
 #[test]
 fn memory_is_what_it_was_and_what_is_zero_takes_no_room() {
-    for shared in [false, true] {
-        let file = written(shared);
-        let found = file.metadata().unwrap();
-        assert_eq!(found.len(), 4 * GIB + 128 * MIB + PAGE);
-        assert!(found.blocks() * 512 < 64 * PAGE, "{} blocks", found.blocks());
-        let memory = map(layout(), ID, &file).unwrap();
-        assert_eq!(words(&memory), PLACES.map(|place| place + 1));
-        assert_eq!(memory.read_obj::<u64>(GuestAddress(GIB)).unwrap(), 0);
-        assert!(
-            memory.iter().all(|region| region.file_offset().is_none()),
-            "private"
-        );
-    }
+    let file = written();
+    let found = file.metadata().unwrap();
+    assert_eq!(found.len(), 4 * GIB + 128 * MIB + PAGE);
+    assert!(found.blocks() * 512 < 64 * PAGE, "{} blocks", found.blocks());
+    let memory = map(layout(), ID, &file).unwrap();
+    assert_eq!(words(&memory), PLACES.map(|place| place + 1));
+    assert_eq!(memory.read_obj::<u64>(GuestAddress(GIB)).unwrap(), 0);
+    assert!(
+        memory.iter().all(|region| region.file_offset().is_none()),
+        "private"
+    );
 }
 
 #[test]
 fn what_one_machine_writes_no_other_sees() {
-    let file = written(false);
+    let file = written();
     let (first, second) = (
         map(layout(), ID, &file).unwrap(),
         map(layout(), ID, &file).unwrap(),
@@ -79,7 +77,7 @@ fn what_one_machine_writes_no_other_sees() {
 #[test]
 fn a_file_that_is_not_this_memory_is_refused() {
     let reason = |file: &File| map(layout(), ID, file).unwrap_err();
-    let file = written(false);
+    let file = written();
     assert!(matches!(
         map(layout(), *b"0123456789abcdeF", &file),
         Err(ImageError::OtherSnapshot)

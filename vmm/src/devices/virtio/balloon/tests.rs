@@ -19,8 +19,8 @@ struct Guest {
 
 impl Guest {
     /// With the reporting queue at this number.
-    fn new(shared: bool, reporting: usize) -> Self {
-        let memory = map_ram(RamLayout::new(64 * MIB, 0), shared).unwrap();
+    fn new(reporting: usize) -> Self {
+        let memory = map_ram(RamLayout::new(64 * MIB, 0)).unwrap();
         let mut device = Balloon::new(64);
         let drivers: Vec<_> = (0..5)
             .map(|queue| DriverQueue::new(&memory, 0x4000 * queue, 16))
@@ -65,8 +65,8 @@ impl Guest {
 
 #[test]
 fn reported_pages_go_back_whichever_number_their_queue_has() {
-    for (shared, reporting) in [(false, 2), (true, 3), (false, 4)] {
-        let mut guest = Guest::new(shared, reporting);
+    for reporting in [2, 3, 4] {
+        let mut guest = Guest::new(reporting);
         guest.fill(0x100..0x108);
         guest.send(
             reporting,
@@ -79,7 +79,7 @@ fn reported_pages_go_back_whichever_number_their_queue_has() {
 
 #[test]
 fn what_is_no_page_of_the_guests_is_passed_over() {
-    let mut guest = Guest::new(false, 4);
+    let mut guest = Guest::new(4);
     guest.fill(0x100..0x104);
     guest.send(
         4,
@@ -99,7 +99,7 @@ fn what_is_no_page_of_the_guests_is_passed_over() {
 
 #[test]
 fn inflated_pages_go_back_and_deflated_ones_are_left_alone() {
-    let mut guest = Guest::new(false, 4);
+    let mut guest = Guest::new(4);
     guest.fill(0x100..0x110);
     guest.send_numbers(0, &[0x105, 0x103, 0x104, 0x105, 0x10F, 0xFFFF_FFFF, 0x4000]);
     let left = guest.kept(0x100..0x110);
@@ -117,7 +117,7 @@ fn inflated_pages_go_back_and_deflated_ones_are_left_alone() {
 
 #[test]
 fn the_hosts_wish_and_the_drivers_answer_are_in_the_configuration() {
-    let mut guest = Guest::new(false, 4);
+    let mut guest = Guest::new(4);
     let refused = guest.device.hold(65).unwrap_err().to_string();
     assert!(refused.starts_with("held_mib: 65 "), "{refused}");
     let generation = guest.device.config_generation();
@@ -137,7 +137,7 @@ fn the_hosts_wish_and_the_drivers_answer_are_in_the_configuration() {
 
 #[test]
 fn a_restored_balloon_has_what_was_asked_and_what_it_held() {
-    let mut guest = Guest::new(false, 4);
+    let mut guest = Guest::new(4);
     guest.device.hold(16).unwrap();
     guest.device.write_config(4, &512_u32.to_le_bytes());
     let saved = guest.device.save().unwrap();

@@ -13,13 +13,12 @@ use std::{io, thread};
 
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::GuestMemory;
-use super::rings::Ring;
+use super::region::Region;
 
 /// The event loop stands still for as long, once: virtiofsd answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,7 +55,14 @@ pub(super) struct Backend {
     frontend: Frontend,
     /// The same socket, to be watched and shut down.
     socket: UnixStream,
-    features: u64,
+}
+
+/// A ring that the backend is to serve.
+pub(super) struct ServedRing {
+    /// The queue's number.
+    pub(super) index: u16,
+    pub(super) places: VringConfigData,
+    pub(super) events: QueueEvents,
 }
 
 /// What the backend needs of one queue beside its ring.
@@ -73,10 +79,9 @@ impl Backend {
         socket.set_nonblocking(false).map_err(BackendError::Socket)?;
         let watched = socket.try_clone().map_err(BackendError::Socket)?;
         let wanted = u64::from(queues);
-        let mut backend = Self {
+        let backend = Self {
             frontend: Frontend::from_stream(socket, wanted),
             socket: watched,
-            features: 0,
         };
         let (features, offered) = backend.exchange("introduce itself", introduce)?;
         for (bit, name) in [
@@ -90,13 +95,7 @@ impl Backend {
         if offered < wanted {
             return Err(BackendError::Queues { offered, wanted });
         }
-        backend.features = features & !PROTOCOL_FEATURES;
         Ok(backend)
-    }
-
-    /// What it offers to the guest.
-    pub(super) fn features(&self) -> u64 {
-        self.features
     }
 
     /// Becomes readable when it has gone.
@@ -104,23 +103,24 @@ impl Backend {
         &self.socket
     }
 
-    /// Hands memory and queues over; it may use them from now on.
-    pub(super) fn start(
-        &self,
-        memory: &GuestMemory,
-        features: u64,
-        queues: Vec<(Ring, QueueEvents)>,
-    ) -> Result<(), BackendError> {
+    /// Hands the region and its rings over; it may use them from now on.
+    pub(super) fn start(&self, region: &Region, queues: Vec<ServedRing>) -> Result<(), BackendError> {
         // Kept until the exchange is over: the message has the numbers of the descriptors.
-        let memory = memory.clone();
+        let region = region.clone();
         self.exchange("take the queues", move |frontend| {
-            frontend.set_features(features | PROTOCOL_FEATURES)?;
-            let regions = memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region);
+            frontend.set_features(1 << VIRTIO_F_VERSION_1 | PROTOCOL_FEATURES)?;
+            let regions = region.memory().iter();
+            let regions = regions.map(VhostUserMemoryRegionInfo::from_guest_region);
             frontend.set_mem_table(&regions.collect::<Result<Vec<_>, _>>()?)?;
-            for (ring, events) in &queues {
-                let index = usize::from(ring.index);
-                frontend.set_vring_num(index, ring.places.queue_size)?;
-                frontend.set_vring_addr(index, &ring.places)?;
+            for ServedRing {
+                index,
+                places,
+                events,
+            } in &queues
+            {
+                let index = usize::from(*index);
+                frontend.set_vring_num(index, places.queue_size)?;
+                frontend.set_vring_addr(index, places)?;
                 frontend.set_vring_base(index, 0)?;
                 frontend.set_vring_call(index, &events.call)?;
                 frontend.set_vring_kick(index, &events.kick)?;
@@ -200,7 +200,6 @@ impl std::fmt::Debug for Backend {
         formatter
             .debug_struct("Backend")
             .field("socket", &self.socket)
-            .field("features", &self.features)
             .finish_non_exhaustive()
     }
 }

@@ -19,7 +19,7 @@ use crate::memory;
 
 /// Linux has one request in flight.
 const QUEUE_SIZE: u16 = 16;
-/// The driver must not read what is unplugged either: reading shared memory allocates it.
+/// The driver must not read what is unplugged either: there is nothing to be found.
 const UNPLUGGED_INACCESSIBLE: u32 = 1;
 const CONFIG_BYTES: usize = 56;
 /// Type, padding; address, number of blocks, padding.

@@ -30,7 +30,7 @@ struct Guest {
 impl Guest {
     fn new() -> Self {
         let layout = RamLayout::new(64 * MIB, 128 * MIB);
-        let memory = map_ram(layout, false).unwrap();
+        let memory = map_ram(layout).unwrap();
         let mut device = Mem::new(&layout.hotplug());
         let driver = DriverQueue::new(&memory, 0, 16);
         device.activate(activation(&memory, &[&driver], 0)).unwrap();

@@ -1,5 +1,6 @@
-//! A vhost-user backend of a few lines: notes what it hears, answers what must be answered. Serves nothing; the messages are
-//! those of the specification (QEMU docs/interop/vhost-user.rst), read and written here by hand.
+//! A vhost-user backend of a few lines: notes what it hears, answers what must be answered. The messages are those of the
+//! specification (QEMU docs/interop/vhost-user.rst), read and written here by hand. It serves nothing of its own accord: the
+//! test does what it likes to its rings (`ModelRing`).
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::ring::ModelRing;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 const NEED_REPLY: u32 = 8;
@@ -38,6 +40,7 @@ pub(super) enum Heard {
         size: u64,
         host: u64,
         offset: u64,
+        memory: File,
     },
     Rings {
         queue: u32,
@@ -94,6 +97,12 @@ impl FakeBackend {
         self.kept.drain(..).chain(self.heard.try_iter()).collect()
     }
 
+    /// Likewise, and it is kept for what asks for parts of it.
+    pub(super) fn kept(&mut self) -> &[Heard] {
+        self.kept.extend(self.heard.try_iter());
+        &self.kept
+    }
+
     /// Waits until the driver's notification has arrived.
     pub(super) fn wait_for_kick(&mut self, queue: usize) {
         let start = Instant::now();
@@ -101,6 +110,28 @@ impl FakeBackend {
             assert!(start.elapsed() < Duration::from_secs(5), "no kick");
             thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// The newest rings of this queue.
+    pub(super) fn ring(&mut self, number: usize) -> ModelRing {
+        self.kept();
+        let region = self.kept.iter().rev().find_map(|message| match message {
+            Heard::Region {
+                guest, host, memory, ..
+            } => Some((*guest, *host, memory.try_clone().unwrap())),
+            _ => None,
+        });
+        let (guest, host, memory) = region.unwrap();
+        let rings = self.kept.iter().rev().find_map(|message| match message {
+            Heard::Rings {
+                queue,
+                descriptors,
+                available,
+                used,
+            } if *queue as usize == number => Some([*descriptors, *available, *used].map(|at| at - host)),
+            _ => None,
+        });
+        ModelRing::new(memory, guest, rings.unwrap())
     }
 
     /// Says that buffers were used.
@@ -114,10 +145,13 @@ impl FakeBackend {
         self.thread.take().unwrap().join().unwrap();
     }
 
+    /// Waits until the front end has hung up.
+    pub(super) fn ended(&mut self) {
+        self.thread.take().unwrap().join().unwrap();
+    }
+
     fn event(&mut self, wanted: &str, number: usize) -> &File {
-        let heard = self.heard();
-        self.kept.extend(heard);
-        let mut events = self.kept.iter().rev().filter_map(|message| match message {
+        let mut events = self.kept().iter().rev().filter_map(|message| match message {
             Heard::Event { name, queue, event } if *name == wanted && *queue == number => Some(event),
             _ => None,
         });
@@ -157,7 +191,6 @@ fn serve(socket: &UnixStream, behaviour: Behaviour, heard: &Sender<Heard>) -> Op
         3 => tell(Heard::Named("owner")),
         5 => {
             refused = u64::from(behaviour == Behaviour::RefusesMemory);
-            assert!(descriptor.is_some(), "guest memory");
             for region in 0..number(0) as usize {
                 let at = 8 + 32 * region;
                 let [guest, size, host, offset] = [0, 8, 16, 24].map(|field| word(at + field));
@@ -166,6 +199,7 @@ fn serve(socket: &UnixStream, behaviour: Behaviour, heard: &Sender<Heard>) -> Op
                     size,
                     host,
                     offset,
+                    memory: descriptor.as_ref().unwrap().try_clone().unwrap(),
                 });
             }
         }

@@ -1,0 +1,48 @@
+//! `[machine.templates]` of the configuration.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+/// Whether pods go on from templates, and where these are.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TemplatesConfig {
+    /// Without them every pod boots a kernel of its own.
+    pub enabled: bool,
+    /// Parent of the templates; `templates` below the run directory when unset, which is memory on most hosts: a fork's first
+    /// touch of a page is then no read of a disk. A template takes about as much as a guest that has just booted.
+    pub directory: Option<PathBuf>,
+    /// Shapes of Machines (memory, processors, room to grow) that have one at a time. That of pods without limits always has.
+    pub most: usize,
+}
+
+impl Default for TemplatesConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            directory: None,
+            most: 3,
+        }
+    }
+}
+
+impl TemplatesConfig {
+    /// Checks what the types cannot: the field's dotted name, and what is wrong.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        if self
+            .directory
+            .as_ref()
+            .is_some_and(|directory| !directory.is_absolute())
+        {
+            return Err(("machine.templates.directory", "must be an absolute path"));
+        }
+        if self.most == 0 {
+            return Err((
+                "machine.templates.most",
+                "must be at least 1; enabled = false turns them off",
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,292 @@
+//! Pods that go on from a template, and those that cannot: over CRI, as kubelet sees it. What is behind the fake VMM's files is
+//! nothing; that guests really go on is tested with the VMM.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use cri_server::guest::fake::{Fault, FaultPoint};
+use proto::cri::v1 as cri;
+use serde_json::Value;
+use tonic::Code;
+
+use crate::support::{TestNode, eventually, refused};
+
+/// A daemon that makes templates, of files that a test can change.
+async fn start() -> TestNode {
+    TestNode::start_with(|config| {
+        let directory = config.run.parent().unwrap().join("parts");
+        std::fs::create_dir_all(&directory).unwrap();
+        let part = |name: &str| -> PathBuf {
+            let path = directory.join(name);
+            std::fs::write(&path, name).unwrap();
+            path
+        };
+        config.machine.kernel = part("kernel");
+        config.machine.initramfs = part("initramfs");
+        config.machine.vmm = part("vmm");
+        config.machine.templates.enabled = true;
+        config.machine.templates.most = 2;
+        config.deadlines.fork_s = 1;
+    })
+    .await
+}
+
+/// As `clearpod templates` gets them.
+async fn templates(node: &TestNode) -> Vec<Value> {
+    let request = cri::StatusRequest { verbose: true };
+    let answer = node.runtime.clone().status(request).await.unwrap();
+    serde_json::from_str(&answer.into_inner().info["templates"]).unwrap()
+}
+
+/// Waits until that many are ready, and nothing of making them is left.
+async fn ready(node: &TestNode, count: usize) -> Vec<Value> {
+    eventually("the templates are ready", async || {
+        let templates = templates(node).await;
+        templates.len() == count && templates.iter().all(|template| template["state"] == "ready")
+    })
+    .await;
+    templates(node).await
+}
+
+async fn start_of(node: &TestNode, pod: &str) -> String {
+    let info = &node.pod_status(pod).await.unwrap().info["info"];
+    let info: Value = serde_json::from_str(info).unwrap();
+    info["start"].as_str().unwrap().to_owned()
+}
+
+/// Runs a pod, tells how its guest came to run, and removes it.
+async fn start_and_remove(node: &TestNode, config: cri::PodSandboxConfig) -> String {
+    let pod = node.run_pod_with(config).await.unwrap();
+    let start = start_of(node, &pod).await;
+    node.remove_pod(&pod).await.unwrap();
+    start
+}
+
+fn with_memory(node: &TestNode, mib: i64) -> cri::PodSandboxConfig {
+    let mut config = node.pod_config("web");
+    let resources = cri::LinuxContainerResources {
+        memory_limit_in_bytes: mib << 20,
+        ..cri::LinuxContainerResources::default()
+    };
+    config.linux = Some(cri::LinuxPodSandboxConfig {
+        resources: Some(resources),
+        ..cri::LinuxPodSandboxConfig::default()
+    });
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_goes_on_from_the_template_and_works_as_any_other() {
+    let node = start().await;
+    let template = ready(&node, 1).await.remove(0);
+    assert_eq!(template["memory_mib"], 512);
+    assert_eq!(template["files"]["forks"], 0);
+    node.assert_nothing_is_left();
+    let pod = node.run_pod("web").await.unwrap();
+    assert_eq!(start_of(&node, &pod).await, "fork");
+    let machine = node.host.machine(&pod).unwrap();
+    assert_eq!(machine.devices(), ["balloon", "net0", "scratch"]);
+    let config = machine.config().unwrap();
+    let origin = config.snapshot.as_ref().unwrap().origin.clone();
+    assert_eq!(template["origin"], origin);
+    assert_eq!((config.kernel.clone(), config.command_line.as_str()), (None, ""));
+    let id = node.run_container(&pod, "main", &["echo", "hello"]).await;
+    assert_eq!(node.ended(&id).await.exit_code, 0);
+    let first = machine.agent().went_on().unwrap();
+    assert!(first.entropy.len() >= 32 && first.realtime_ns > 0, "{first:?}");
+    let new: Vec<_> = machine.places().into_iter().skip(1).take(2).collect();
+    assert_eq!(first.pci_addresses, new);
+    let told = machine.agent().configured().unwrap();
+    assert_eq!(told.hostname, "web");
+    assert!(
+        told.entropy.len() >= 32 && told.entropy != first.entropy,
+        "{told:?}"
+    );
+    assert_eq!(templates(&node).await[0]["files"]["forks"], 1);
+    node.remove_pod(&pod).await.unwrap();
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_a_boot_gets_one() {
+    let node = start().await;
+    ready(&node, 1).await;
+    let with = |value: &str| {
+        let mut config = node.pod_config("web");
+        config.annotations = HashMap::from([("clearpod.dev/boot".to_owned(), value.to_owned())]);
+        config
+    };
+    assert_eq!(start_and_remove(&node, with("cold")).await, "boot");
+    refused(
+        node.run_pod_with(with("warm")).await,
+        Code::InvalidArgument,
+        "config.annotations[clearpod.dev/boot]",
+    );
+    let request = |handler: &str| cri::RunPodSandboxRequest {
+        config: Some(node.pod_config("web")),
+        runtime_handler: handler.to_owned(),
+    };
+    for (handler, start) in [("clearpod", "fork"), ("clearpod-cold", "boot")] {
+        let answer = node.runtime.clone().run_pod_sandbox(request(handler)).await;
+        let pod = answer.unwrap().into_inner().pod_sandbox_id;
+        assert_eq!(start_of(&node, &pod).await, start, "{handler}");
+        node.remove_pod(&pod).await.unwrap();
+    }
+    let status = node.runtime.clone().status(cri::StatusRequest::default()).await;
+    let handlers = status.unwrap().into_inner().runtime_handlers;
+    assert!(handlers.iter().any(|handler| handler.name == "clearpod-cold"));
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shape_that_comes_again_gets_a_template_while_there_is_room() {
+    let node = start().await;
+    ready(&node, 1).await;
+    for _ in 0..2 {
+        assert_eq!(start_and_remove(&node, with_memory(&node, 256)).await, "boot");
+    }
+    let shapes: Vec<_> = ready(&node, 2)
+        .await
+        .iter()
+        .map(|template| template["memory_mib"].as_u64().unwrap())
+        .collect();
+    assert_eq!(shapes, [256 + 64, 512]);
+    assert_eq!(start_and_remove(&node, with_memory(&node, 256)).await, "fork");
+    for _ in 0..3 {
+        assert_eq!(start_and_remove(&node, with_memory(&node, 300)).await, "boot");
+    }
+    assert_eq!(templates(&node).await.len(), 2);
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_changes_under_the_daemon_makes_its_templates_old() {
+    let node = start().await;
+    let before = ready(&node, 1).await.remove(0);
+    let forked = node.run_pod("first").await.unwrap();
+    std::fs::write(node.path("parts/kernel"), "another kernel").unwrap();
+    assert_eq!(start_and_remove(&node, node.pod_config("second")).await, "boot");
+    eventually("the next template is ready", async || {
+        let now = templates(&node).await.remove(0);
+        now["origin"] != before["origin"] && now["state"] == "ready"
+    })
+    .await;
+    assert_eq!(start_and_remove(&node, node.pod_config("third")).await, "fork");
+    let kept: Vec<_> = std::fs::read_dir(node.path("run/templates")).unwrap().collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert_eq!(node.pod_state(&forked).await, cri::PodSandboxState::SandboxReady);
+    node.remove_pod(&forked).await.unwrap();
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_does_not_go_on_boots_in_the_same_call() {
+    let node = start().await;
+    ready(&node, 1).await;
+    node.host.inject(FaultPoint::Restore, Fault::Stall, 1);
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
+    node.host.inject(FaultPoint::Call("GoOn"), Fault::Fail, 1);
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    node.host.inject(FaultPoint::Call("GoOn"), Fault::Stall, 1);
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
+    node.host
+        .inject(FaultPoint::Call("ConfigureSandbox"), Fault::Fail, 1);
+    refused(node.run_pod("web").await, Code::Internal, "configure sandbox");
+    node.host.inject(FaultPoint::Restore, Fault::Stall, 3);
+    for _ in 0..3 {
+        assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    }
+    let broken = templates(&node).await.remove(0);
+    assert_eq!(broken["state"], "failed", "three in a row: {broken}");
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_the_vmm_refuses_is_never_tried_again() {
+    let node = start().await;
+    ready(&node, 1).await;
+    node.host.inject(FaultPoint::Restore, Fault::Fail, 1);
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    let refused_one = templates(&node).await.remove(0);
+    assert_eq!(refused_one["state"], "failed");
+    assert!(
+        refused_one["why"].as_str().unwrap().contains("Refused"),
+        "{refused_one}"
+    );
+    // Neither the fork nor the boot in its place.
+    node.host.inject(FaultPoint::Kvm, Fault::Fail, 2);
+    refused(
+        node.run_pod("web").await,
+        Code::Internal,
+        "KVM could not run the guest",
+    );
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_costs_the_template_and_no_pod() {
+    let node = start().await;
+    ready(&node, 1).await;
+    node.host.inject(FaultPoint::Snapshot, Fault::Fail, 1);
+    std::fs::write(node.path("parts/initramfs"), "another agent").unwrap();
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    eventually("the template has failed", async || {
+        templates(&node).await[0]["state"] == "failed"
+    })
+    .await;
+    let why = templates(&node).await[0]["why"].to_string();
+    assert!(why.contains("No space left on device"), "{why}");
+    assert_eq!(std::fs::read_dir(node.path("run/templates")).unwrap().count(), 0);
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_daemon_finds_them_and_makes_those_that_are_not_whole() {
+    let mut node = start().await;
+    let before = ready(&node, 1).await;
+    let pod = node.run_pod("web").await.unwrap();
+    node.kill_daemon().await;
+    let after = ready(&node, 1).await;
+    assert_eq!(after[0]["origin"], before[0]["origin"]);
+    assert_eq!(after[0]["files"]["made_at"], before[0]["files"]["made_at"]);
+    assert_eq!(start_of(&node, &pod).await, "fork");
+    node.remove_pod(&pod).await.unwrap();
+    node.stop_daemon().await;
+    // Killed while one was made, and one lost half of its files.
+    let place = node
+        .path("run/templates")
+        .join(before[0]["origin"].as_str().unwrap());
+    std::fs::create_dir(place.with_extension("new")).unwrap();
+    std::fs::remove_file(place.join("state")).unwrap();
+    node.start_daemon().await;
+    let remade = ready(&node, 1).await;
+    assert_ne!(remade[0]["files"]["made_at"], before[0]["files"]["made_at"]);
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
+    assert_eq!(std::fs::read_dir(node.path("run/templates")).unwrap().count(), 1);
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_killed_while_it_makes_one_leaves_nothing_for_long() {
+    let node = {
+        let mut node = start().await;
+        ready(&node, 1).await;
+        node.host.inject(FaultPoint::Boot, Fault::Stall, 1);
+        std::fs::write(node.path("parts/vmm"), "another VMM").unwrap();
+        // It tells the daemon that there is something to make.
+        node.host.inject(FaultPoint::Launch, Fault::Fail, 1);
+        node.run_pod("web").await.unwrap_err();
+        eventually("the template's guest boots", async || {
+            node.host.running().len() == 1
+        })
+        .await;
+        node.kill_daemon().await;
+        node
+    };
+    ready(&node, 1).await;
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
+    node.assert_nothing_is_left();
+}
