@@ -68,7 +68,7 @@ impl Node {
             cri: None,
         };
         node.write_config("")?;
-        node.push(&[IMAGE]).await?;
+        node.push(&[IMAGE], None).await?;
         node.start_daemon().await?;
         node.cri().pull(&node.image()).await?;
         Ok(node)
@@ -325,17 +325,27 @@ impl Node {
     /// # Errors
     /// When the registry does not take it.
     pub async fn push_another(&self, name: &str, command: &str) -> Result<String> {
-        self.push(&[name, command]).await?;
+        self.push(&[name, command], None).await?;
         Ok(format!("127.0.0.1:{}/{name}", self.registry_port))
     }
 
-    async fn push(&self, arguments: &[&str]) -> Result<()> {
+    /// Pushes an image of the same and of everything in `files`; its name for CRI.
+    ///
+    /// # Errors
+    /// When the registry does not take it.
+    pub async fn push_with(&self, name: &str, files: &Path) -> Result<String> {
+        self.push(&[name], Some(files)).await?;
+        Ok(format!("127.0.0.1:{}/{name}", self.registry_port))
+    }
+
+    async fn push(&self, arguments: &[&str], files: Option<&Path>) -> Result<()> {
         let registry = format!("http://127.0.0.1:{}", self.registry_port);
         let last = wait::until(wait::SERVER, "the registry's answer", async || {
             let output = Command::new(self.bundle.join("deploy/registry/push-busybox"))
                 .arg(&registry)
                 .args(arguments)
                 .env("BUSYBOX", self.bundle.join("bin/busybox"))
+                .envs(files.map(|files| ("FILES", files)))
                 .stdin(Stdio::null())
                 .output()
                 .await

@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 /// One mapping of /proc/PID/smaps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mapping {
+    /// Where it begins.
+    pub address: u64,
     /// Size of its addresses, KiB.
     pub size_kib: u64,
     /// Its proportional share of memory, KiB.
@@ -58,7 +60,9 @@ fn parse_mappings(smaps: &str) -> Vec<Mapping> {
         if !first.ends_with(':') {
             // "7f5000000000-7f5020000000 rw-p 00000000 00:00 0   name with spaces"
             let name = line.splitn(6, ' ').nth(5).unwrap_or_default().trim().to_owned();
+            let (start, _) = first.split_once('-').unwrap_or_default();
             mappings.push(Mapping {
+                address: u64::from_str_radix(start, 16).unwrap_or_default(),
                 name,
                 ..Mapping::default()
             });
@@ -83,11 +87,13 @@ mod tests {
             Pss_Dirty:  1 kB\nVmFlags: rd ex \n7f00-7f80 rw-p 00000000 00:00 0 \nSize:  524288 kB\nPss:  60000 kB\n";
         let wanted = [
             Mapping {
+                address: 0x55d0,
                 size_kib: 16,
                 pss_kib: 8,
                 name: "/opt/a program".into(),
             },
             Mapping {
+                address: 0x7f00,
                 size_kib: 524_288,
                 pss_kib: 60_000,
                 name: String::new(),

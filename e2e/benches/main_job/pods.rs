@@ -84,29 +84,46 @@ fn add_phases(info: &Value, figures: &mut Figures) {
     }
 }
 
-/// The VMM's memory in three parts. The guest's RAM is the anonymous mapping that is at least as large as it; what the guest sees as persistent memory are mapped files of the image store. All else is what the VMM itself costs.
+/// The VMM's memory in three parts. The guest's RAM are mappings one behind the other that together are at least as large as it:
+/// one of anonymous memory, or of a fork those of its template's file and of the holes in this. What the guest sees as persistent
+/// memory are mapped files of the image store. All else is what the VMM itself costs.
 fn add_memory(node: &Node, info: &Value, figures: &mut Figures) -> Result<()> {
     let pid = u32::try_from(info["vmm_pid"].as_u64().context("vmm_pid")?)?;
     let ram_kib = info["memory_mib"].as_u64().context("memory_mib")? * 1024;
     let images = node.images();
-    let (mut ram, mut layers, mut own) = (0, 0, 0);
-    for mapping in process::mappings(pid)? {
-        if mapping.name.is_empty() && mapping.size_kib >= ram_kib {
-            ram += mapping.pss_kib;
-        } else if Path::new(&mapping.name).starts_with(&images) {
-            layers += mapping.pss_kib;
+    let (mut ram, mut own) = (0, 0);
+    let (of_images, others): (Vec<_>, Vec<_>) = process::mappings(pid)?
+        .into_iter()
+        .partition(|mapping| Path::new(&mapping.name).starts_with(&images));
+    let is_one_block = |one: &process::Mapping, next: &process::Mapping| {
+        let may_be_ram =
+            |mapping: &process::Mapping| mapping.name.is_empty() || mapping.name.contains("/templates/");
+        may_be_ram(one) && may_be_ram(next) && one.address + one.size_kib * 1024 == next.address
+    };
+    for neighbours in others.chunk_by(is_one_block) {
+        let size: u64 = neighbours.iter().map(|mapping| mapping.size_kib).sum();
+        if size >= ram_kib {
+            ram += pss(neighbours);
         } else {
-            own += mapping.pss_kib;
+            own += pss(neighbours);
         }
     }
     ensure!(
         ram > 0,
         "no mapping of process {pid} looks like {ram_kib} KiB of guest memory"
     );
-    for (name, kib) in [(OVERHEAD, own), ("guest memory", ram), ("image layers", layers)] {
+    for (name, kib) in [
+        (OVERHEAD, own),
+        ("guest memory", ram),
+        ("image layers", pss(&of_images)),
+    ] {
         figures.add(name, kib as f64);
     }
     Ok(())
+}
+
+fn pss(mappings: &[process::Mapping]) -> u64 {
+    mappings.iter().map(|mapping| mapping.pss_kib).sum()
 }
 
 /// The VMM's memory that is not the guest's.

@@ -8,17 +8,13 @@
 #[path = "../main_job/boot.rs"]
 mod boot;
 mod containerd;
+mod image;
 mod network;
 mod picture;
 mod pod;
 #[path = "../main_job/ready.rs"]
 mod ready;
-
-use std::{
-    env,
-    io::{Write, stderr, stdout},
-    path::Path,
-};
+mod report;
 
 use anyhow::{Context, Result};
 use e2e::{
@@ -31,14 +27,16 @@ use tokio::task::block_in_place;
 use self::{
     boot::{Payload, Qemu},
     containerd::Containerd,
-    pod::{EXEC, FIRST_LINE, MEMORY, Peer, REMOVE, SANDBOX, median, ratio},
+    image::Image,
+    pod::Peer,
 };
 
 /// What the peers are called in the report's ratios.
 const OURS: &str = "clearpod";
+/// Ours, whose guests boot: what a fork is worth.
+const COLD: &str = "clearpod_cold";
 const RUNC: &str = "runc";
 const RUNSC: &str = "runsc";
-const QEMU: &str = "qemu_microvm";
 const AT_ONCE: &str = "pods per second, all asked for at once";
 /// Memory of the guest whose boot alone is compared.
 const BOOT_MEMORY_MIB: u64 = 512;
@@ -50,21 +48,10 @@ struct Entry {
     memory: Figures,
     rates: Figures,
     network: Figures,
+    image: Figures,
+    /// What the runtime itself tells of the sandbox's start.
+    phases: Figures,
 }
-
-/// A figure of a runtime: its name in ratios and pictures, its series, the unit, and where an entry has it.
-type Figure = (&'static str, &'static str, &'static str, fn(&Entry) -> &Figures);
-
-const FIGURES: [Figure; 8] = [
-    ("sandbox", SANDBOX, "ms", |entry| &entry.times),
-    ("first_line", FIRST_LINE, "ms", |entry| &entry.times),
-    ("exec", EXEC, "ms", |entry| &entry.times),
-    ("remove", REMOVE, "ms", |entry| &entry.times),
-    ("memory", MEMORY, "KiB", |entry| &entry.memory),
-    ("tcp_flow", network::FLOW, "MiB/s", |entry| &entry.network),
-    ("round_trip", network::ROUND_TRIP, "ms", |entry| &entry.network),
-    ("pods_per_second", AT_ONCE, "1/s", |entry| &entry.rates),
-];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
@@ -85,7 +72,7 @@ async fn measure(node: &Node, load: &str) -> Result<()> {
         one_round(&mut entries, round).await?;
         say(&format!("round {round} of {rounds}"))?;
     }
-    for entry in &mut entries {
+    for entry in entries.iter_mut().filter(|entry| entry.is_whole()) {
         let flows = network::measure(&entry.peer, rounds, &mut entry.network);
         flows.await.context(entry.peer.name)?;
         let rate = entry.peer.at_once(at_once).await.context(entry.peer.name)?;
@@ -95,17 +82,65 @@ async fn measure(node: &Node, load: &str) -> Result<()> {
             entry.peer.name
         ))?;
     }
+    let reads = image_reads(node, &mut entries, rounds.min(IMAGE_ROUNDS)).await?;
     let boots = block_in_place(|| boots(node, rounds))?;
+    let measured = Measured {
+        containerd: containerd.map(|containerd| containerd.version),
+        left_out,
+        entries,
+        reads,
+        boots,
+    };
     let conditions = conditions::describe(node, load, "").await?;
-    let left_out = Value::Object(left_out);
-    report(
-        node,
-        containerd.as_ref(),
-        &conditions,
-        &left_out,
-        &entries,
-        &boots,
-    )
+    report::write(node, &conditions, &measured)
+}
+
+/// All that was measured.
+struct Measured {
+    /// What containerd and runc call themselves.
+    containerd: Option<String>,
+    /// Peers that cannot run a pod here, and why.
+    left_out: Map<String, Value>,
+    entries: Vec<Entry>,
+    reads: Reads,
+    boots: Boots,
+}
+
+/// Pods of each peer that read an image.
+const IMAGE_ROUNDS: usize = 5;
+
+/// Reads of images that belong to no peer's series.
+#[derive(Default)]
+struct Reads {
+    on_host: Figures,
+    /// How many pods of ours share one image's pages, and in how many copies these are in memory.
+    sharing: Value,
+}
+
+/// In turn on the host and in a pod of each peer; then many pods of ours.
+async fn image_reads(node: &Node, entries: &mut [Entry], rounds: usize) -> Result<Reads> {
+    let mut reads = Reads::default();
+    let mebibytes = count("CLEARPOD_BENCH_IMAGE_MIB", 200)?;
+    let Some(image) = Image::push(node, mebibytes).await? else {
+        return Ok(reads);
+    };
+    for entry in entries.iter().filter(|entry| entry.is_whole()) {
+        entry.peer.cri.pull(&image.name).await.context(entry.peer.name)?;
+    }
+    for round in 1..=rounds {
+        image.read_on_host(&mut reads.on_host).await?;
+        for entry in entries.iter_mut().filter(|entry| entry.is_whole()) {
+            let name = format!("reads-{round}");
+            let read = image.read_in_pod(&entry.peer, &name, &mut entry.image);
+            read.await.context(entry.peer.name)?;
+        }
+        say(&format!("image reads: round {round} of {rounds}"))?;
+    }
+    let pods = count("CLEARPOD_BENCH_SHARING", 20)?;
+    let ours = entries.first().context("clearpod comes first")?;
+    reads.sharing = image.share(&ours.peer, pods, &node.images()).await?;
+    say(&format!("image pages: {}", reads.sharing))?;
+    Ok(reads)
 }
 
 fn entries(node: &Node, containerd: Option<&Containerd>) -> Vec<Entry> {
@@ -121,8 +156,13 @@ fn entries(node: &Node, containerd: Option<&Containerd>) -> Vec<Entry> {
         memory: Figures::default(),
         rates: Figures::default(),
         network: Figures::default(),
+        image: Figures::default(),
+        phases: Figures::default(),
     };
-    let mut entries = vec![peer(OURS, node.cri(), "")];
+    let mut entries = vec![
+        peer(OURS, node.cri(), ""),
+        peer(COLD, node.cri(), "clearpod-cold"),
+    ];
     if let Some(containerd) = containerd {
         entries.push(peer(RUNC, containerd.cri.clone(), "runc"));
         if containerd.has_runsc {
@@ -133,8 +173,18 @@ fn entries(node: &Node, containerd: Option<&Containerd>) -> Vec<Entry> {
 }
 
 impl Entry {
+    /// Of pods that boot only the start is measured: nothing else is different.
+    fn is_whole(&self) -> bool {
+        self.peer.name != COLD
+    }
+
     fn forget(&mut self) {
-        (self.times, self.memory, self.rates, self.network) = Default::default();
+        (self.times, self.memory, self.phases) = Default::default();
+    }
+
+    async fn measure(&mut self, name: &str) -> Result<()> {
+        let (peer, times, memory) = (&self.peer, &mut self.times, &mut self.memory);
+        peer.measure(name, times, memory, &mut self.phases).await
     }
 }
 
@@ -143,11 +193,11 @@ impl Entry {
 async fn leave_out(entries: &mut Vec<Entry>) -> Result<Map<String, Value>> {
     let mut left_out = Map::new();
     for mut entry in std::mem::take(entries) {
-        let (peer, times, memory) = (&entry.peer, &mut entry.times, &mut entry.memory);
-        match peer.measure("uncounted", times, memory).await {
-            Err(error) if peer.name != OURS => {
-                say(&format!("{} is left out: {error:#}", peer.name))?;
-                left_out.insert(peer.name.to_owned(), json!(format!("{error:#}")));
+        let name = entry.peer.name;
+        match entry.measure("uncounted").await {
+            Err(error) if entry.is_whole() && name != OURS => {
+                say(&format!("{name} is left out: {error:#}"))?;
+                left_out.insert(name.to_owned(), json!(format!("{error:#}")));
             }
             Err(error) => return Err(error),
             Ok(()) => {
@@ -164,9 +214,8 @@ async fn one_round(entries: &mut [Entry], round: usize) -> Result<()> {
     let count = entries.len();
     for turn in 0..count {
         if let Some(entry) = entries.get_mut((round + turn) % count) {
-            let name = format!("round-{round}");
-            let (peer, times, memory) = (&entry.peer, &mut entry.times, &mut entry.memory);
-            peer.measure(&name, times, memory).await.context(peer.name)?;
+            let name = entry.peer.name;
+            entry.measure(&format!("round-{round}")).await.context(name)?;
         }
     }
     Ok(())
@@ -211,93 +260,6 @@ fn boots(node: &Node, rounds: usize) -> Result<Boots> {
 /// The command line of a guest with one processor under our VMM (`vmm/src/x86_64/command_line.rs`).
 const WORDS: &str =
     "console=hvc0 pci=conf1,noearly noapic noreplace-smp reboot=k panic=-1 tsc=reliable quiet";
-
-fn report(
-    node: &Node,
-    containerd: Option<&Containerd>,
-    conditions: &Value,
-    left_out: &Value,
-    entries: &[Entry],
-    boots: &Boots,
-) -> Result<()> {
-    let Boots {
-        ours,
-        qemu,
-        qemu_command,
-    } = boots;
-    let ratios = ratios(entries, ours, qemu);
-    let mut out = stderr().lock();
-    let mut peers = Map::new();
-    for Entry {
-        peer,
-        times,
-        memory,
-        rates,
-        network,
-    } in entries
-    {
-        times.write(&format!("{}, ms", peer.name), &mut out)?;
-        memory.write(&format!("{}, KiB", peer.name), &mut out)?;
-        network.write(&format!("{}, MiB/s and ms", peer.name), &mut out)?;
-        peers.insert(
-            peer.name.to_owned(),
-            json!({"ms": times.json(), "kib": memory.json(), "pods_per_second": rates.json(), "network": network.json()}),
-        );
-    }
-    ours.write("boot, clearpod-vmm, ms", &mut out)?;
-    qemu.write("boot, QEMU microvm, ms", &mut out)?;
-    writeln!(out, "{:#}", Value::Object(ratios.clone()))?;
-    if let Some(directory) = env::var_os("CLEARPOD_BENCH_PICTURES") {
-        pictures(Path::new(&directory), entries, ours, qemu)?;
-    }
-    let first = entries.first().filter(|entry| entry.peer.name == OURS);
-    let ours_kib = median(&first.context("clearpod comes first")?.memory, MEMORY)?;
-    let report = json!({
-        "conditions": conditions,
-        "containerd": containerd.map(|containerd| &containerd.version),
-        "bundle": node.bundle(),
-        "ratios": ratios,
-        "left_out": left_out,
-        "idle_pod_pss_mib": ours_kib / 1024.0,
-        "peers": peers,
-        "boot": {"yardstick": "from just before the VMM's process is started to the agent's Ready on vsock port 1025",
-            "memory_mib": BOOT_MEMORY_MIB, "clearpod_vmm": ours.json(), "qemu_microvm": qemu.json(), "qemu_command": qemu_command},
-    });
-    writeln!(stdout(), "{report:#}")?;
-    Ok(())
-}
-
-/// `<figure>_vs_<peer>`: our median by the peer's.
-fn ratios(entries: &[Entry], ours: &Figures, qemu: &Figures) -> Map<String, Value> {
-    let mut ratios = Map::new();
-    let mut insert = |figure: &str, peer: &str, ratio: Option<f64>| {
-        if let Some(ratio) = ratio {
-            ratios.insert(
-                format!("{figure}_vs_{peer}"),
-                json!((ratio * 1000.0).round() / 1000.0),
-            );
-        }
-    };
-    if let Some((first, peers)) = entries.split_first() {
-        for entry in peers {
-            for (figure, series, _, of) in FIGURES {
-                insert(figure, entry.peer.name, ratio(of(first), of(entry), series));
-            }
-        }
-    }
-    insert("boot", QEMU, ratio(ours, qemu, boot::TOTAL));
-    ratios
-}
-
-fn pictures(directory: &Path, entries: &[Entry], ours: &Figures, qemu: &Figures) -> Result<()> {
-    fs_err::create_dir_all(directory)?;
-    for (figure, series, unit, of) in FIGURES {
-        let peers: Vec<_> = entries.iter().map(|entry| (entry.peer.name, of(entry))).collect();
-        picture::draw(&directory.join(format!("{figure}.svg")), series, unit, &peers)?;
-    }
-    let boots = [(OURS, ours), (QEMU, qemu)];
-    picture::draw(&directory.join("boot.svg"), boot::TOTAL, "ms", &boots)
-}
 
 fn names(entries: &[Entry]) -> Vec<&'static str> {
     entries.iter().map(|entry| entry.peer.name).collect()

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Cri, Figures, PodSpec};
+use serde_json::Value;
 use tokio::task::JoinSet;
 
 /// A runtime as a client sees it.
@@ -43,8 +44,14 @@ impl Peer {
         PodSpec::new(&format!("{}-{name}", self.name), &self.logs)
     }
 
-    /// Milliseconds go to `times`, KiB to `memory`.
-    pub(crate) async fn measure(&self, name: &str, times: &mut Figures, memory: &mut Figures) -> Result<()> {
+    /// Milliseconds go to `times` and, as the runtime itself tells them, to `phases`, KiB to `memory`.
+    pub(crate) async fn measure(
+        &self,
+        name: &str,
+        times: &mut Figures,
+        memory: &mut Figures,
+        phases: &mut Figures,
+    ) -> Result<()> {
         let pod = self.pod(name);
         fs_err::create_dir_all(&pod.config.log_directory)?;
         let before = processes()?;
@@ -64,9 +71,23 @@ impl Peer {
         }
         tokio::time::sleep(IDLE).await;
         memory.add(MEMORY, pss_of_new(&before)? as f64);
+        self.add_phases(&sandbox, phases).await?;
         let began = Instant::now();
         self.cri.remove_pod(&sandbox).await?;
         times.add(REMOVE, milliseconds(began));
+        Ok(())
+    }
+
+    /// Of a runtime that tells phases.
+    async fn add_phases(&self, sandbox: &str, figures: &mut Figures) -> Result<()> {
+        let status = self.cri.pod(sandbox).await?;
+        let info = status.info.get("info").map_or("null", String::as_str);
+        let info: Value = serde_json::from_str(info)?;
+        for phase in info["phases"].as_array().into_iter().flatten() {
+            if let (Some(name), Some(us)) = (phase["name"].as_str(), phase["duration_us"].as_f64()) {
+                figures.add(name, us / 1000.0);
+            }
+        }
         Ok(())
     }
 
@@ -114,7 +135,8 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_micros() as f64 / 1000.0
 }
 
-fn processes() -> Result<BTreeSet<u32>> {
+/// Every process that there is.
+pub(crate) fn processes() -> Result<BTreeSet<u32>> {
     let entries = fs_err::read_dir("/proc")?;
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     Ok(pids.collect())
