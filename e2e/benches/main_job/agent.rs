@@ -8,7 +8,7 @@ use e2e::process::field_kib;
 use proto::machine::{Request, Response};
 use serde_json::{Value, json};
 
-use crate::boot::{COMMAND_LINE, Machine, Payload};
+use crate::alone::{COMMAND_LINE, Machine, Payload};
 
 /// Long enough for several lines after the agent is ready.
 const SETTLE: Duration = Duration::from_secs(4);

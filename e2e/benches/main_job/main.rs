@@ -5,11 +5,12 @@
 //! On an emulated node times are no times of hardware: what counts there are ratios and counts.
 
 mod agent;
-mod boot;
+#[path = "../alone/mod.rs"]
+mod alone;
 mod pods;
-mod ready;
 
 use std::{
+    collections::BTreeMap,
     io::{Write, stderr, stdout},
     time::Duration,
 };
@@ -20,12 +21,11 @@ use e2e::{
     conditions::{self, count, say},
     process::status_kib,
 };
-use proto::machine::Stats;
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
 use self::{
-    boot::{Payload, Qemu},
+    alone::{Payload, Qemu},
     pods::Pods,
 };
 
@@ -56,7 +56,7 @@ async fn measure(node: &Node, load: &str) -> Result<()> {
         initramfs: share.join("initramfs.cpio"),
         memory_mib,
     };
-    let qemu = Qemu::prepare(&payload, &words)?;
+    let qemu = Qemu::prepare(&payload)?;
     let rivals = rounds_of_boots_and_pods(node, rounds, &payload, &qemu).await?;
     tokio::time::sleep(IDLE).await;
     let after_kib = daemon_rss(node)?;
@@ -67,8 +67,8 @@ async fn measure(node: &Node, load: &str) -> Result<()> {
 
     let ratio = rivals
         .ours
-        .median(boot::TOTAL)
-        .zip(rivals.qemu.median(boot::TOTAL))
+        .median(alone::TOTAL)
+        .zip(rivals.qemu.median(alone::TOTAL))
         .map(|(ours, qemu)| ours / qemu)
         .context("no boots")?;
     let overhead_mib = rivals.pods.memory.median(pods::OVERHEAD).context("no pods")? / 1024.0;
@@ -127,7 +127,7 @@ async fn rounds_of_boots_and_pods(
     let mut pods = Pods::default();
     let mut ours = Figures::default();
     let mut theirs = Figures::default();
-    let mut stats = Stats::default();
+    let mut exits = BTreeMap::new();
     for round in 0..=rounds {
         if round == 1 {
             (pods, ours, theirs) = Default::default();
@@ -135,25 +135,25 @@ async fn rounds_of_boots_and_pods(
         pods::one(node, round, &mut pods)
             .await
             .with_context(|| format!("pod {round}"))?;
-        let boots = |ours: &mut Figures, theirs: &mut Figures| -> Result<Stats> {
+        let boots = |ours: &mut Figures, theirs: &mut Figures| -> Result<BTreeMap<String, u64>> {
             // Who comes first alternates, so that neither always finds the other's traces in the caches.
             if round % 2 == 0 {
                 qemu.boot(theirs)?;
             }
-            let stats = boot::clearpod_vmm(&vmm, payload, ours)?;
+            let exits = alone::clearpod_vmm(&vmm, payload, alone::COMMAND_LINE, ours)?;
             if round % 2 == 1 {
                 qemu.boot(theirs)?;
             }
-            Ok(stats)
+            Ok(exits)
         };
-        stats = block_in_place(|| boots(&mut ours, &mut theirs))?;
+        exits = block_in_place(|| boots(&mut ours, &mut theirs))?;
         say(&format!("round {round} of {rounds}"))?;
     }
     Ok(Rivals {
         pods,
         ours,
         qemu: theirs,
-        exits: json!(stats.exits),
+        exits: json!(exits),
     })
 }
 

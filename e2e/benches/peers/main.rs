@@ -5,15 +5,13 @@
 //!
 //! On an emulated node times are no times of hardware: what counts there are ratios.
 
-#[path = "../main_job/boot.rs"]
-mod boot;
+#[path = "../alone/mod.rs"]
+mod alone;
 mod containerd;
 mod image;
 mod network;
 mod picture;
 mod pod;
-#[path = "../main_job/ready.rs"]
-mod ready;
 mod report;
 
 use anyhow::{Context, Result};
@@ -25,7 +23,7 @@ use serde_json::{Map, Value, json};
 use tokio::task::block_in_place;
 
 use self::{
-    boot::{Payload, Qemu},
+    alone::{Payload, Qemu},
     containerd::Containerd,
     image::Image,
     pod::Peer,
@@ -238,16 +236,16 @@ fn boots(node: &Node, rounds: usize) -> Result<Boots> {
         memory_mib: BOOT_MEMORY_MIB,
     };
     let vmm = node.bundle().join("bin/clearpod-vmm");
-    if containerd::found(boot::QEMU).is_none() {
+    if containerd::found(alone::QEMU).is_none() {
         return Ok(Boots::default());
     }
-    let qemu = Qemu::prepare(&payload, WORDS)?;
+    let qemu = Qemu::prepare(&payload)?;
     let (mut ours, mut theirs) = (Figures::default(), Figures::default());
     for round in 0..=rounds {
         if round == 1 {
             (ours, theirs) = Default::default();
         }
-        boot::clearpod_vmm(&vmm, &payload, &mut ours)?;
+        alone::clearpod_vmm(&vmm, &payload, alone::COMMAND_LINE, &mut ours)?;
         qemu.boot(&mut theirs)?;
     }
     Ok(Boots {
@@ -256,10 +254,6 @@ fn boots(node: &Node, rounds: usize) -> Result<Boots> {
         qemu_command: qemu.command(),
     })
 }
-
-/// The command line of a guest with one processor under our VMM (`vmm/src/x86_64/command_line.rs`).
-const WORDS: &str =
-    "console=hvc0 pci=conf1,noearly noapic noreplace-smp reboot=k panic=-1 tsc=reliable quiet";
 
 fn names(entries: &[Entry]) -> Vec<&'static str> {
     entries.iter().map(|entry| entry.peer.name).collect()

@@ -11,7 +11,7 @@ use e2e::{Figures, Node};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    AT_ONCE, BOOT_MEMORY_MIB, Boots, Entry, Measured, OURS, boot, image, network, picture,
+    AT_ONCE, BOOT_MEMORY_MIB, Boots, Entry, Measured, OURS, alone, image, network, picture,
     pod::{EXEC, FIRST_LINE, MEMORY, REMOVE, SANDBOX, median, ratio},
 };
 
@@ -128,7 +128,7 @@ fn ratios(measured: &Measured) -> Map<String, Value> {
             insert(figure, HOST, ratio(&first.image, &reads.on_host, series));
         }
     }
-    insert("boot", QEMU, ratio(&boots.ours, &boots.qemu, boot::TOTAL));
+    insert("boot", QEMU, ratio(&boots.ours, &boots.qemu, alone::TOTAL));
     ratios
 }
 
@@ -139,5 +139,5 @@ fn pictures(directory: &Path, entries: &[Entry], boots: &Boots) -> Result<()> {
         picture::draw(&directory.join(format!("{figure}.svg")), series, unit, &peers)?;
     }
     let boots = [(OURS, &boots.ours), (QEMU, &boots.qemu)];
-    picture::draw(&directory.join("boot.svg"), boot::TOTAL, "ms", &boots)
+    picture::draw(&directory.join("boot.svg"), alone::TOTAL, "ms", &boots)
 }

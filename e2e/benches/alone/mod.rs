@@ -1,7 +1,11 @@
 //! The same kernel and initramfs under our VMM and under QEMU's `microvm` machine, each alone, told by the same yardstick
 //! (`ready`).
 
+mod exits;
+mod ready;
+
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
@@ -11,12 +15,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::Figures;
-use proto::machine::{
-    CONFIG_VERSION, Console, FileSource, MachineConfig, Request, Response, Stats, Vcpus, Vsock,
-};
+use proto::machine::{CONFIG_VERSION, Console, FileSource, MachineConfig, Request, Response, Vcpus, Vsock};
 use tempfile::TempDir;
 
-use crate::ready::{Ear, Heard, monotonic_ns};
+use self::ready::{Ear, Heard, monotonic_ns};
 
 /// What is booted: the same for both.
 #[derive(Debug, Clone)]
@@ -28,6 +30,13 @@ pub(crate) struct Payload {
 
 /// The daemon's own words; the VMM adds what its machine needs.
 pub(crate) const COMMAND_LINE: &str = "quiet";
+
+/// The command line of a guest with one processor under our VMM (`vmm/src/x86_64/command_line.rs`), for QEMU's.
+const WORDS: &str =
+    "console=hvc0 pci=conf1,noearly noapic noreplace-smp reboot=k panic=-1 tsc=reliable quiet";
+
+/// Enough for all that a kernel can say that is not quiet.
+const CONSOLE_BYTES: u32 = 1 << 20;
 
 /// A process that does not outlive its owner.
 #[derive(Debug)]
@@ -72,7 +81,7 @@ impl Machine {
             memory_hotplug_mib: 0,
             control: "control".into(),
             console: Console {
-                ring_bytes: 1 << 16,
+                ring_bytes: CONSOLE_BYTES,
                 dump: None,
             },
             vsock: Some(Vsock {
@@ -115,12 +124,18 @@ impl Machine {
     }
 }
 
-/// One boot under `clearpod-vmm`; the exits that it took.
-pub(crate) fn clearpod_vmm(vmm: &Path, payload: &Payload, figures: &mut Figures) -> Result<Stats> {
-    let machine = Machine::configure(payload, COMMAND_LINE)?;
+/// One boot under `clearpod-vmm`; the exits that it took by kind, as KVM counts them and those that reached the VMM.
+pub(crate) fn clearpod_vmm(
+    vmm: &Path,
+    payload: &Payload,
+    command_line: &str,
+    figures: &mut Figures,
+) -> Result<BTreeMap<String, u64>> {
+    let machine = Machine::configure(payload, command_line)?;
     let began = monotonic_ns();
     let mut running = machine.start(vmm)?;
     let heard = machine.ready(&mut running)?;
+    let mut exits = exits::counted_by_kvm(running.0.id())?;
     let Response::Stats(stats) = machine.ask(&Request::Stats {})? else {
         bail!("the VMM tells no counters");
     };
@@ -135,7 +150,9 @@ pub(crate) fn clearpod_vmm(vmm: &Path, payload: &Payload, figures: &mut Figures)
     add(figures, "process start to kernel entry", began, entered);
     add(figures, "kernel entry to agent ready", entered, heard.at_ns);
     add_heard(figures, began, &heard);
-    Ok(stats)
+    let to_vmm = stats.exits.into_iter();
+    exits.extend(to_vmm.map(|(kind, count)| (format!("vmm: {kind}"), count)));
+    Ok(exits)
 }
 
 /// QEMU's side: what is started for each boot.
@@ -153,15 +170,14 @@ impl Qemu {
     /// The leanest microvm that this guest boots in: no firmware tables, no legacy timers and interrupt controllers, no
     /// device but a console and the vsock that the ready signal comes through (the host kernel's: its bytes cost QEMU
     /// nothing).
-    /// `words` is the command line that the guest has under our VMM.
-    pub(crate) fn prepare(payload: &Payload, words: &str) -> Result<Self> {
+    pub(crate) fn prepare(payload: &Payload) -> Result<Self> {
         let loaded = Command::new("modprobe").arg("vhost_vsock").status();
         ensure!(
             Path::new("/dev/vhost-vsock").exists(),
             "QEMU's guest needs vhost_vsock, and modprobe vhost_vsock ended with {loaded:?}"
         );
         let cid = 3000 + std::process::id() % 1_000_000;
-        let words: Vec<_> = words.split(' ').filter_map(for_microvm).collect();
+        let words: Vec<_> = WORDS.split(' ').filter_map(for_microvm).collect();
         let arguments = format!(
             "-no-user-config -nodefaults -display none -no-reboot \
              -machine microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off \

@@ -25,7 +25,7 @@ use prost::Message;
 use proto::{agent::v1::Ready, stdio::READY_PORT};
 use rustix::io::Errno;
 
-use crate::boot::Running;
+use super::Running;
 
 /// Longest `Ready` that is read.
 const LIMIT: usize = 1024;
