@@ -74,19 +74,27 @@ pub(super) async fn go_on(
         })?
     };
     let began = until_ready(node, plan, ready, process.clone(), hopeless).await;
-    began.map_err(|error| {
-        let refused = own_end(&process) == Some(MachineExit::Exited(ExitReason::SnapshotRefused));
-        let outcome = if refused {
-            Outcome::Refused
-        } else {
-            Outcome::Failed
-        };
-        node.templates.tell(fork, outcome);
-        RequestError::NotForked {
-            id: plan.id.clone(),
-            reason: chain(&error),
-        }
-    })
+    began.map_err(|error| not_forked(node, plan, fork, &process, &error))
+}
+
+fn not_forked(
+    node: &Node,
+    plan: &SandboxPlan,
+    fork: &Fork,
+    process: &Process,
+    error: &RequestError,
+) -> RequestError {
+    let refused = own_end(process) == Some(MachineExit::Exited(ExitReason::SnapshotRefused));
+    let outcome = if refused {
+        Outcome::Refused
+    } else {
+        Outcome::Failed
+    };
+    node.templates.tell(fork, outcome);
+    RequestError::NotForked {
+        id: plan.id.clone(),
+        reason: chain(error),
+    }
 }
 
 /// From the first answer of a guest that goes on to the moment from which on it has entropy, time and devices of its own.
@@ -143,28 +151,56 @@ pub(super) async fn until_ready<T, E: Error + 'static>(
         _ = process.exited() => None,
         () = hopeless.cancelled() => None,
     };
+    let own_end = end(node, plan, &process).await;
+    let why = late.or_else(|| own_end.map(|exit| exit.to_string()));
+    match why {
+        Some(why) => Err(did_not_start(plan, own_end, &why).await),
+        None => Ok(None),
+    }
+}
+
+/// What a failure after the guest was awake comes from: the Machine's own end, if it has ended, of which the failure was only the
+/// first sign. Ends the Machine.
+pub(super) async fn cause(
+    node: &Node,
+    plan: &SandboxPlan,
+    fork: Option<&Fork>,
+    process: &Process,
+    error: RequestError,
+) -> RequestError {
+    let (error, is_silent) = match end(node, plan, process).await {
+        Some(exit) => (did_not_start(plan, Some(exit), &exit.to_string()).await, true),
+        None => {
+            let is_silent = error.is_silence();
+            (error, is_silent)
+        }
+    };
+    match fork {
+        // A guest that went on and then says nothing did not go on.
+        Some(fork) if is_silent => not_forked(node, plan, fork, process, &error),
+        _ => error,
+    }
+}
+
+/// Ends a Machine; how it had ended of itself before, if it had.
+async fn end(node: &Node, plan: &SandboxPlan, process: &Process) -> Option<MachineExit> {
     // The VMM writes the console to its file at its end.
     let kill = process.kill();
     let ended = tokio::time::timeout(node.config.deadlines.shutdown(), process.exited()).await;
     if let (Err(error), _) | (Ok(()), Err(error)) = (kill, ended.map_err(std::io::Error::other)) {
         tracing::warn!(sandbox = plan.id, %error, "what failed to boot still runs");
     }
-    let own_end = own_end(&process);
-    let Some(why) = late.or_else(|| own_end.map(|exit| exit.to_string())) else {
-        return Ok(None);
-    };
-    let (id, reason) = (
-        &plan.id,
-        format!("{why}{}", last_words(&plan.layout, QUOTE).await),
-    );
-    Err(
-        if own_end == Some(MachineExit::Exited(ExitReason::GuestUnrunnable)) {
-            let id = id.clone();
-            RequestError::Unrunnable { id, reason }
-        } else {
-            RequestError::failed(format!("boot the machine of sandbox {id}"))(reason)
-        },
-    )
+    own_end(process)
+}
+
+async fn did_not_start(plan: &SandboxPlan, own_end: Option<MachineExit>, why: &str) -> RequestError {
+    let id = plan.id.clone();
+    let reason = format!("{why}{}", last_words(&plan.layout, QUOTE).await);
+    if own_end == Some(MachineExit::Exited(ExitReason::GuestUnrunnable)) {
+        RequestError::Unrunnable { id, reason }
+    } else {
+        RequestError::failed(format!("boot the machine of sandbox {id}"))(reason)
+    }
 }
 
 /// How a process that was killed had ended before of itself: a tap goes with its VMM, so the plugins can see that end first,

@@ -93,6 +93,17 @@ impl RequestError {
         }
     }
 
+    /// The guest said nothing, whatever it did.
+    pub(crate) fn is_silence(&self) -> bool {
+        let Self::Guest { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source,
+            GuestError::Unreachable { .. } | GuestError::Timeout { .. }
+        )
+    }
+
     /// For `map_err` of what the guest does.
     pub(crate) fn guest(operation: impl Into<String>) -> impl FnOnce(GuestError) -> Self {
         let operation = operation.into();

@@ -12,12 +12,12 @@
 
 use std::net::IpAddr;
 
-use proto::{agent::v1 as agent, cri::v1 as cri};
+use proto::{agent::v1 as agent, cri::v1 as cri, machine::Timeline};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    awake::{Awake, boot, go_on},
-    error::{RequestError, chain},
+    awake::{Awake, boot, cause, go_on},
+    error::RequestError,
     live::{Live, NET, SCRATCH},
     node::{Node, random_bytes},
     plan::SandboxPlan,
@@ -29,7 +29,6 @@ use crate::{
     clock::{monotonic_ns, now_ns},
     config::host_resolver,
     failpoint,
-    guest::GuestError,
     host::Kind,
     id_map::IdMap,
     machine::{ControlClient, Process},
@@ -91,22 +90,18 @@ async fn start_machine(
     reached.push(Acquired::Machine);
     let launched_ns = monotonic_ns();
     let (process, awake, attachment) = boot_and_attach(node, plan, prepared, fork, &mut watch).await?;
-    let mut live = Live::new(plan, process);
     failpoint::reached("start.booted").await;
 
     let began = monotonic_ns();
-    let description = ControlClient::new(&plan.layout)
-        .describe()
-        .await
-        .map_err(RequestError::failed("ask the VMM for its devices"))?;
-    watch.machine(launched_ns, &description.timeline, awake.ready_ns, fork.is_some());
+    let mut live = Live::new(plan, process);
+    let timeline = match configure(plan, pod, &attachment, &mut live).await {
+        Ok(timeline) => timeline,
+        Err(error) => return Err(cause(node, plan, fork, &live.process, error).await),
+    };
+    watch.machine(launched_ns, &timeline, awake.ready_ns, fork.is_some());
     if let Some(found_ns) = awake.found_ns {
         watch.phase("devices", awake.ready_ns, found_ns);
     }
-    live.place(description.devices);
-    let request = configuration(plan, pod, &attachment, &live)?;
-    let configured = live.guest.configure_sandbox(request).await;
-    configured.map_err(|error| not_configured(node, plan, fork, error))?;
     if let Some(fork) = fork {
         node.templates.tell(fork, Outcome::Answers);
     }
@@ -119,18 +114,22 @@ async fn start_machine(
     })
 }
 
-/// A guest that went on and then says nothing did not go on.
-fn not_configured(node: &Node, plan: &SandboxPlan, fork: Option<&Fork>, error: GuestError) -> RequestError {
-    match (fork, &error) {
-        (Some(fork), GuestError::Unreachable { .. } | GuestError::Timeout { .. }) => {
-            node.templates.tell(fork, Outcome::Failed);
-            RequestError::NotForked {
-                id: plan.id.clone(),
-                reason: chain(&error),
-            }
-        }
-        _ => RequestError::guest(format!("configure sandbox {}", plan.id))(error),
-    }
+/// Makes the guest that is awake the pod's: where its devices are, and what it is told. The VMM's account of its start.
+async fn configure(
+    plan: &SandboxPlan,
+    pod: &cri::PodSandboxConfig,
+    attachment: &Attachment,
+    live: &mut Live,
+) -> Result<Timeline, RequestError> {
+    let description = ControlClient::new(&plan.layout)
+        .describe()
+        .await
+        .map_err(RequestError::failed("ask the VMM for its devices"))?;
+    live.place(description.devices);
+    let request = configuration(plan, pod, attachment, live)?;
+    let configured = live.guest.configure_sandbox(request).await;
+    configured.map_err(RequestError::guest(format!("configure sandbox {}", plan.id)))?;
+    Ok(description.timeline)
 }
 
 /// Whether pods can be attached now.
@@ -197,11 +196,15 @@ async fn boot_and_attach(
         // The tap goes with its VMM, and then there is nothing to attach: what ended first is the cause.
         Err(error) => Err(error),
         Ok(booted) => {
-            let attachment = attached.map_err(RequestError::failed("attach the pod's network"))?;
-            let (process, awake) = booted.ok_or_else(|| {
-                RequestError::failed("boot the machine")("it was ended although its network is there")
-            })?;
-            Ok((process, awake, attachment))
+            let attached = attached.map_err(RequestError::failed("attach the pod's network"));
+            match (booted, attached) {
+                (Some((process, awake)), Ok(attachment)) => Ok((process, awake, attachment)),
+                (Some((process, _)), Err(error)) => Err(cause(node, plan, fork, &process, error).await),
+                (None, Err(error)) => Err(error),
+                (None, Ok(_)) => Err(RequestError::failed("boot the machine")(
+                    "it was ended although its network is there",
+                )),
+            }
         }
     }
 }

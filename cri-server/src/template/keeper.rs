@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clock::now_ns,
-    sandbox::{Node, chain, default_shape, make_template},
+    sandbox::{Node, RequestError, chain, make_template},
 };
 
 /// Until the parts of guests are looked at again that could not be, or that changed while they were read.
@@ -23,7 +23,6 @@ pub(crate) async fn keep(node: Arc<Node>) {
         // Those of a daemon that had them take memory for nothing.
         return sweep(&node).await;
     }
-    node.templates.pin(default_shape(&node.config));
     while !node.stop.is_cancelled() {
         let Some(until) = round(&node).await else {
             continue;
@@ -138,9 +137,16 @@ async fn make_and_publish(node: &Arc<Node>, shape: Shape, origin: Origin) -> Res
     let (root, name) = (node.config.templates(), origin.clone());
     let begun = blocking(move || shelf::begin(&root, &name)).await;
     let unfinished: Unfinished = begun.map_err(|error| format!("take a place for it: {error}"))?;
-    make_template(node, shape, origin.as_str(), &unfinished)
-        .await
-        .map_err(|error| chain(&error))?;
+    let mut made = make_template(node, shape, origin.as_str(), &unfinished).await;
+    if let Err(error @ RequestError::Unrunnable { .. }) = &made {
+        tracing::warn!(
+            template = origin.as_str(),
+            error = chain(error),
+            "it is made once more"
+        );
+        made = make_template(node, shape, origin.as_str(), &unfinished).await;
+    }
+    made.map_err(|error| chain(&error))?;
     let (root, machine, known) = (
         node.config.templates(),
         node.config.machine.clone(),

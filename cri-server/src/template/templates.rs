@@ -94,13 +94,15 @@ struct Inner {
 }
 
 impl Templates {
-    pub(crate) fn new(config: &TemplatesConfig) -> Self {
+    /// `always` is the shape that always has one.
+    pub(crate) fn new(config: &TemplatesConfig, always: Shape) -> Self {
+        let mut book = Book::new(config.most);
+        if config.enabled {
+            book.pin(always, Instant::now());
+        }
         Self {
             enabled: config.enabled,
-            inner: Mutex::new(Inner {
-                book: Book::new(config.most),
-                made_of: None,
-            }),
+            inner: Mutex::new(Inner { book, made_of: None }),
             wanted: Notify::new(),
         }
     }
@@ -172,10 +174,6 @@ impl Templates {
 
     pub(super) fn is_enabled(&self) -> bool {
         self.enabled
-    }
-
-    pub(super) fn pin(&self, shape: Shape) {
-        self.lock().book.pin(shape, Instant::now());
     }
 
     /// Ends when somebody wanted something since the last call.

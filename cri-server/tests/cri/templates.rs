@@ -1,12 +1,19 @@
 //! Pods that go on from a template, and those that cannot: over CRI, as kubelet sees it. What is behind the fake VMM's files is
 //! nothing; that guests really go on is tested with the VMM.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use cri_server::guest::fake::{Fault, FaultPoint};
-use proto::cri::v1 as cri;
+use cri_server::{
+    guest::fake::{Fault, FaultPoint},
+    machine::MachineExit,
+};
+use proto::{cri::v1 as cri, machine::ExitReason};
 use serde_json::Value;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::support::{TestNode, eventually, refused};
 
@@ -203,6 +210,68 @@ async fn a_guest_that_does_not_go_on_boots_in_the_same_call() {
     node.assert_nothing_is_left();
 }
 
+/// Asks for a pod, whose guest is awake and does not answer any more when its Machine ends so.
+async fn ends_before_it_is_ready(
+    node: &TestNode,
+    config: cri::PodSandboxConfig,
+    exit: MachineExit,
+) -> Result<String, Status> {
+    node.host
+        .inject(FaultPoint::Call("ConfigureSandbox"), Fault::Stall, 1);
+    let end = async {
+        eventually("its Machine runs", async || node.host.running().len() == 1).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let id = node.host.running().remove(0);
+        node.host.machine(&id).unwrap().kill(exit);
+    };
+    let (pod, ()) = tokio::join!(node.run_pod_with(config), end);
+    let pod = pod?;
+    let start = start_of(node, &pod).await;
+    node.remove_pod(&pod).await?;
+    Ok(start)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_ends_before_its_pod_is_ready_is_told_as_that() {
+    let node = start().await;
+    ready(&node, 1).await;
+    let unrunnable = MachineExit::Exited(ExitReason::GuestUnrunnable);
+    let panic = MachineExit::Exited(ExitReason::GuestPanic);
+    let mut cold = node.pod_config("cold");
+    cold.annotations = HashMap::from([("clearpod.dev/boot".to_owned(), "cold".to_owned())]);
+    for (config, exit) in [
+        (node.pod_config("web"), panic),
+        (node.pod_config("web"), unrunnable),
+        (cold.clone(), unrunnable),
+    ] {
+        let start = ends_before_it_is_ready(&node, config, exit).await;
+        assert_eq!(start.unwrap(), "boot", "{exit}");
+    }
+    refused(
+        ends_before_it_is_ready(&node, cold, panic).await,
+        Code::Internal,
+        "panic",
+    );
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_whose_guest_kvm_gives_up_on_is_made_once_more() {
+    let mut node = start().await;
+    let before = ready(&node, 1).await.remove(0);
+    node.host.inject(FaultPoint::Kvm, Fault::Fail, 1);
+    std::fs::write(node.path("parts/kernel"), "another kernel").unwrap();
+    node.kill_daemon().await;
+    eventually("the next template is ready", async || {
+        let now = templates(&node).await.remove(0);
+        // Once it had failed it would be so for half a minute.
+        assert_ne!(now["state"], "failed", "{now}");
+        now["origin"] != before["origin"] && now["state"] == "ready"
+    })
+    .await;
+    node.assert_nothing_is_left();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_template_that_the_vmm_refuses_is_never_tried_again() {
     let node = start().await;
@@ -276,9 +345,7 @@ async fn a_daemon_that_is_killed_while_it_makes_one_leaves_nothing_for_long() {
         ready(&node, 1).await;
         node.host.inject(FaultPoint::Boot, Fault::Stall, 1);
         std::fs::write(node.path("parts/vmm"), "another VMM").unwrap();
-        // It tells the daemon that there is something to make.
-        node.host.inject(FaultPoint::Launch, Fault::Fail, 1);
-        node.run_pod("web").await.unwrap_err();
+        node.kill_daemon().await;
         eventually("the template's guest boots", async || {
             node.host.running().len() == 1
         })
