@@ -1,11 +1,7 @@
 //! Pods that go on from a template, and those that cannot: over CRI, as kubelet sees it. What is behind the fake VMM's files is
 //! nothing; that guests really go on is tested with the VMM.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use cri_server::{
     guest::fake::{Fault, FaultPoint},
