@@ -4,11 +4,13 @@
 //! second one has a message. A run that was cut short looks like one with less selected, so the number of specs that ginkgo
 //! meant to run is compared as well.
 
+mod benchmark;
 mod expected;
 mod report;
 
 use std::collections::BTreeMap;
 
+pub use benchmark::{Benchmarks, read_benchmarks};
 pub use expected::{Expectation, Expected, read as read_expected};
 pub use report::{Report, Spec, read as read_report};
 use serde::Deserialize;

@@ -17,6 +17,11 @@ impl Figures {
         }
     }
 
+    /// All series, in the order in which they came up.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
     /// Of a series that has samples.
     #[must_use]
     pub fn median(&self, name: &str) -> Option<f64> {
