@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use tokio::sync::Semaphore;
 use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -135,6 +136,7 @@ impl App {
             directories: Arc::new(DirectoryWatch::new(tasks.clone(), stop.clone())),
             scratch,
             templates: Templates::new(&config.machine.templates, default_shape(&config)),
+            starts: Arc::new(Semaphore::new(config.starts_at_once())),
             metrics: Metrics::default(),
             streaming: Streaming::new(&config.streaming),
             sandboxes: Registry::default(),

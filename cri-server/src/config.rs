@@ -107,6 +107,9 @@ pub struct MachineDefaults {
     pub cgroup_root: Option<PathBuf>,
     /// Parent cgroup of VMMs whose pod names none.
     pub cgroup_parent: String,
+    /// Machines that start side by side; those that are asked for beyond that wait for their turn, in order. A start is mostly work
+    /// for a processor, so more at once would only make each of them miss its deadlines. Unset: two for each processor.
+    pub starts_at_once: Option<usize>,
     /// Guests that have booted already, for pods to go on from.
     pub templates: TemplatesConfig,
 }
@@ -241,6 +244,7 @@ impl Default for MachineDefaults {
             console_kib: 64,
             cgroup_root: Some("/sys/fs/cgroup".into()),
             cgroup_parent: "/clearpod".to_owned(),
+            starts_at_once: None,
             templates: TemplatesConfig::default(),
         }
     }
@@ -435,6 +439,9 @@ impl Config {
         if let Some((field, reason)) = self.streaming.refusal() {
             return refuse(field, reason);
         }
+        if self.machine.starts_at_once == Some(0) {
+            return refuse("machine.starts_at_once", "must be at least 1");
+        }
         if let Err((field, reason)) = self.machine.templates.check().and(self.host_pods.check()) {
             return refuse(field, reason);
         }
@@ -468,6 +475,13 @@ impl Config {
     #[must_use]
     pub fn machines(&self) -> PathBuf {
         self.run.join("machines")
+    }
+
+    /// How many Machines may start side by side.
+    #[must_use]
+    pub fn starts_at_once(&self) -> usize {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        self.machine.starts_at_once.unwrap_or(2 * processors)
     }
 
     /// Parent of the templates.
@@ -553,6 +567,7 @@ mod tests {
                 "machine.templates.directory",
             ),
             ("[machine.templates]\nmost = 0", "machine.templates.most"),
+            ("[machine]\nstarts_at_once = 0", "machine.starts_at_once"),
             ("[streaming]\naddress = \"0.0.0.0\"", "streaming.address"),
             ("[streaming]\ntoken_s = 0", "streaming"),
             ("[streaming]\nlongest_s = 0", "streaming"),

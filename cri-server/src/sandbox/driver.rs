@@ -17,22 +17,17 @@ use super::{
     containers::{Container, Stopping},
     error::{RequestError, chain},
     handle::{Reply, Request, SandboxHandle, SandboxName},
-    ledger::Ledger,
     live::Live,
     node::Node,
     plan::SandboxPlan,
-    start::{Started, start},
-    state::{Cause, Input as StateInput, SandboxState, Step, decide},
+    state::{Input as StateInput, Step, decide},
     view::SandboxView,
 };
 use crate::{
     clock::now_ns,
-    failpoint,
     guest::{GuestClient, GuestEvent},
-    host::Kind,
     machine::MachineExit,
     store::{ContainerRecord, SandboxRecord},
-    template::Fork,
 };
 
 /// Requests that wait for the owner task; senders beyond that wait themselves.
@@ -228,124 +223,10 @@ impl Driver {
     }
 
     /// Answers a client after the view shows what it was told.
-    fn answer<T>(&self, reply: Reply<T>, result: Result<T, RequestError>) {
+    pub(super) fn answer<T>(&self, reply: Reply<T>, result: Result<T, RequestError>) {
         self.publish();
         // The client may have gone.
         drop(reply.send(result));
-    }
-
-    async fn start(&mut self, reply: Reply<String>) -> Flow {
-        let pod = self.request.config.clone().unwrap_or_default();
-        let mut reached = Vec::new();
-        let result = async {
-            self.node
-                .store
-                .add_sandbox(&self.record, &self.request)
-                .await
-                .map_err(RequestError::failed("reserve the sandbox"))?;
-            failpoint::reached("start.reserved").await;
-            let started = self.start_in_two_tries(&pod, &mut reached).await?;
-            self.record.attachment = started.attachment;
-            self.record.timings = started.timings;
-            self.live = Some(started.live);
-            self.transition(StateInput::Started).await?;
-            Ok(())
-        }
-        .await;
-        match result {
-            Ok(()) if !reply.is_closed() => {
-                self.follow_guest();
-                let id = self.record.id.clone();
-                tracing::info!(sandbox = id, name = %self.plan.network.name, "sandbox is ready");
-                self.answer(reply, Ok(id));
-                Flow::Continue
-            }
-            Ok(()) => {
-                tracing::warn!(
-                    sandbox = self.record.id,
-                    "whoever asked for the sandbox has gone: removing it"
-                );
-                match self.remove().await {
-                    Ok(()) => Flow::Forgotten,
-                    Err(_) => Flow::Continue,
-                }
-            }
-            Err(error) => {
-                let flow = self.start_failed(&error, &reached).await;
-                self.answer(reply, Err(error));
-                flow
-            }
-        }
-    }
-
-    /// From a template when there is one that fits. Once more from the beginning, and with a boot, when the guest did not go on
-    /// or KVM gave up on it: what an emulated processor gets wrong now and then is right the next time, and a host that cannot
-    /// run guests says so in the second try.
-    async fn start_in_two_tries(
-        &self,
-        pod: &cri::PodSandboxConfig,
-        reached: &mut Vec<super::Acquired>,
-    ) -> Result<Started, RequestError> {
-        let fork = self.template();
-        match start(&self.node, &self.plan, pod, fork.as_ref(), reached).await {
-            Err(error @ (RequestError::Unrunnable { .. } | RequestError::NotForked { .. })) => {
-                tracing::warn!(
-                    sandbox = self.record.id,
-                    error = chain(&error),
-                    "it is started once more, by a boot"
-                );
-                drop(fork);
-                if !Ledger::new(&self.node, &self.plan)
-                    .give_back(reached)
-                    .await
-                    .is_empty()
-                {
-                    return Err(error);
-                }
-                reached.clear();
-                start(&self.node, &self.plan, pod, None, reached).await
-            }
-            first => first,
-        }
-    }
-
-    fn template(&self) -> Option<Fork> {
-        let node = &self.node;
-        let may_fork = self.plan.kind == Kind::Machine && !self.plan.cold;
-        may_fork
-            .then(|| node.templates.fork(self.plan.shape(), &node.config.machine))
-            .flatten()
-    }
-
-    /// Gives back what was reached. When all of it could be, the sandbox has never been.
-    async fn start_failed(&mut self, error: &RequestError, reached: &[super::Acquired]) -> Flow {
-        tracing::warn!(
-            sandbox = self.record.id,
-            error = chain(error),
-            "sandbox did not start"
-        );
-        self.live = None;
-        let left = Ledger::new(&self.node, &self.plan).give_back(reached).await;
-        for left in &left {
-            tracing::error!(sandbox = self.record.id, what = %left.step, error = %left.error, "could not be given back");
-        }
-        let message = chain(error);
-        self.record.state = SandboxState::NotReady {
-            cause: Cause::StartFailed { message },
-            held: left.iter().map(|left| left.step).collect(),
-        };
-        if left.is_empty() {
-            match self.node.store.forget_sandbox(&self.record.id, Vec::new()).await {
-                Ok(()) => {
-                    self.node.sandboxes.remove(&self.record.id);
-                    return Flow::Forgotten;
-                }
-                Err(error) => tracing::error!(sandbox = self.record.id, %error, "could not be forgotten"),
-            }
-        } else if let Err(error) = self.node.store.put_sandbox(&self.record).await {
-            tracing::error!(sandbox = self.record.id, %error, "could not be recorded");
-        }
-        Flow::Continue
     }
 
     /// Decides, stores the state that follows, and says what is to be done.
@@ -370,7 +251,7 @@ impl Driver {
         self.follow_guest();
     }
 
-    fn follow_guest(&mut self) {
+    pub(super) fn follow_guest(&mut self) {
         if let Some(live) = &self.live {
             let (guest, events) = (live.guest.clone(), self.guest_sender.clone());
             let id = self.record.id.clone();

@@ -8,6 +8,7 @@
 //! What is kept over a restart is in `crate::store`.
 
 mod awake;
+mod begin;
 mod containers;
 mod driver;
 mod error;
@@ -44,7 +45,9 @@ pub(crate) use node::{Node, Registry, new_id};
 pub(crate) use plan::{COLD_HANDLER, HANDLER, default_shape};
 pub(crate) use recover::{recover, remove_orphan};
 pub(crate) use run::run;
-pub(crate) use state::{Acquired, SandboxState};
+#[cfg(test)]
+pub(crate) use state::Acquired;
+pub(crate) use state::SandboxState;
 pub(crate) use timings::{Phase, Timings};
 pub(crate) use view::{ContainerView, MachineView, SandboxView};
 pub(crate) use volumes::VolumeUse;

@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -40,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) directories: Arc<DirectoryWatch>,
     pub(crate) scratch: ScratchTemplate,
     pub(crate) templates: Templates,
+    /// One permit for each Machine that may start now.
+    pub(crate) starts: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) streaming: Streaming,
     pub(crate) sandboxes: Registry,

@@ -54,11 +54,12 @@ pub(super) async fn start(
     plan: &SandboxPlan,
     pod: &cri::PodSandboxConfig,
     fork: Option<&Fork>,
+    watch: Stopwatch,
     reached: &mut Vec<Acquired>,
 ) -> Result<Started, RequestError> {
     match plan.kind {
-        Kind::Machine => start_machine(node, plan, pod, fork, reached).await,
-        Kind::Host(host) => start_host::start(node, plan, host, pod, reached).await,
+        Kind::Machine => start_machine(node, plan, pod, fork, watch, reached).await,
+        Kind::Host(host) => start_host::start(node, plan, host, pod, watch, reached).await,
     }
 }
 
@@ -67,9 +68,9 @@ async fn start_machine(
     plan: &SandboxPlan,
     pod: &cri::PodSandboxConfig,
     fork: Option<&Fork>,
+    mut watch: Stopwatch,
     reached: &mut Vec<Acquired>,
 ) -> Result<Started, RequestError> {
-    let mut watch = Stopwatch::start();
     check_network(node)?;
     make_directory(plan, reached).await?;
     make_cgroup(plan, reached).await?;

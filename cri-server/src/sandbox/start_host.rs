@@ -45,9 +45,9 @@ pub(super) async fn start(
     plan: &SandboxPlan,
     host: HostPlan,
     pod: &cri::PodSandboxConfig,
+    mut watch: Stopwatch,
     reached: &mut Vec<Acquired>,
 ) -> Result<Started, RequestError> {
-    let mut watch = Stopwatch::start();
     if !host.host_network {
         check_network(node)?;
     }

@@ -24,7 +24,7 @@ pub(crate) struct Phase {
 }
 
 /// Measures the phases of one start.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Stopwatch {
     origin_ns: u64,
     timings: Timings,

@@ -14,6 +14,7 @@ mod idempotence;
 mod logs;
 mod model;
 mod pod_lifecycle;
+mod queue;
 mod recovery;
 mod resize;
 mod rollback;
