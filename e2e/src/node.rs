@@ -68,7 +68,7 @@ impl Node {
             cri: None,
         };
         node.write_config("")?;
-        node.push(&[IMAGE]).await?;
+        node.push(&[IMAGE], "").await?;
         node.start_daemon().await?;
         node.cri().pull(&node.image()).await?;
         Ok(node)
@@ -83,7 +83,7 @@ impl Node {
     /// The image's name for CRI.
     #[must_use]
     pub fn image(&self) -> String {
-        format!("127.0.0.1:{}/{IMAGE}", self.registry_port)
+        self.image_of(IMAGE)
     }
 
     /// A client of the daemon.
@@ -325,17 +325,33 @@ impl Node {
     /// # Errors
     /// When the registry does not take it.
     pub async fn push_another(&self, name: &str, command: &str) -> Result<String> {
-        self.push(&[name, command]).await?;
-        Ok(format!("127.0.0.1:{}/{name}", self.registry_port))
+        self.push(&[name, command], "").await?;
+        Ok(self.image_of(name))
     }
 
-    async fn push(&self, arguments: &[&str]) -> Result<()> {
+    /// Pushes another image that has these programs of the node as well, and pulls it; its name for CRI.
+    ///
+    /// # Errors
+    /// When the registry does not take it, or a program is not there; of the call.
+    pub async fn pull_with_programs(&self, name: &str, programs: &str) -> Result<String> {
+        self.push(&[name], programs).await?;
+        let image = self.image_of(name);
+        self.cri().pull(&image).await?;
+        Ok(image)
+    }
+
+    fn image_of(&self, name: &str) -> String {
+        format!("127.0.0.1:{}/{name}", self.registry_port)
+    }
+
+    async fn push(&self, arguments: &[&str], programs: &str) -> Result<()> {
         let registry = format!("http://127.0.0.1:{}", self.registry_port);
         let last = wait::until(wait::SERVER, "the registry's answer", async || {
             let output = Command::new(self.bundle.join("deploy/registry/push-busybox"))
                 .arg(&registry)
                 .args(arguments)
                 .env("BUSYBOX", self.bundle.join("bin/busybox"))
+                .env("PROGRAMS", programs)
                 .stdin(Stdio::null())
                 .output()
                 .await
