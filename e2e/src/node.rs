@@ -296,12 +296,26 @@ impl Node {
         let program = directory.join("e2e-plugin");
         fs_err::write(&program, format!("#!/bin/sh\n{script}\n"))?;
         fs_err::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        self.change_plugins(|plugins| plugins.push(serde_json::json!({"type": "e2e-plugin"})))
+    }
+
+    /// Pods get no more than a link to the bridge and addresses from now on: address translation and host ports take most of the
+    /// time of a pod's life in the emulated node.
+    ///
+    /// # Errors
+    /// As for [`Self::set_last_plugin`].
+    pub fn set_plain_network(&self) -> Result<()> {
+        self.write_network()?;
+        self.change_plugins(|plugins| {
+            plugins.truncate(1);
+            plugins[0]["ipMasq"] = false.into();
+        })
+    }
+
+    fn change_plugins(&self, change: impl FnOnce(&mut Vec<Value>)) -> Result<()> {
         let path = self.run.path().join(CONFLIST);
-        let mut list: serde_json::Value = serde_json::from_str(&fs_err::read_to_string(&path)?)?;
-        list["plugins"]
-            .as_array_mut()
-            .context("plugins")?
-            .push(serde_json::json!({"type": "e2e-plugin"}));
+        let mut list: Value = serde_json::from_str(&fs_err::read_to_string(&path)?)?;
+        change(list["plugins"].as_array_mut().context("plugins")?);
         Ok(fs_err::write(path, list.to_string())?)
     }
 

@@ -25,7 +25,7 @@ const TELL: &str = "cd /proc/sys/kernel; read x <random/boot_id; echo boot_id $x
     read x <hostname; echo name $x; read x </sys/class/net/eth0/address; echo mac $x; \
     echo stack $(md5sum </proc/self/auxv); echo random $(head -c 32 /dev/random | md5sum); \
     echo urandom $(head -c 32 /dev/urandom | md5sum); \
-    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout /dev/null -config /dev/null \
+    /usr/bin/openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout /dev/null -config /dev/null \
     -subj /CN=pod -pubkey -noout | { read x; read x; read y; echo tls_key $x$y; }; echo time $(date +%s)";
 /// How many of them there are, without the time.
 const TOLD: usize = 8;
@@ -40,6 +40,7 @@ async fn forks_have_nothing_in_common_that_tells_them_apart() -> Result<()> {
         Err(_) => FORKS,
     };
     let node = Node::start().await?;
+    node.set_plain_network()?;
     let image = node.pull_with_programs("e2e/openssl", "openssl").await?;
     let templates = node.templates().await?;
     ensure!(
