@@ -94,13 +94,15 @@ struct Inner {
 }
 
 impl Templates {
-    pub(crate) fn new(config: &TemplatesConfig) -> Self {
+    /// `always` is the shape that has a template whether pods of it have come or not.
+    pub(crate) fn new(config: &TemplatesConfig, always: Shape) -> Self {
+        let mut book = Book::new(config.most);
+        if config.enabled {
+            book.pin(always, Instant::now());
+        }
         Self {
             enabled: config.enabled,
-            inner: Mutex::new(Inner {
-                book: Book::new(config.most),
-                made_of: None,
-            }),
+            inner: Mutex::new(Inner { book, made_of: None }),
             wanted: Notify::new(),
         }
     }
@@ -115,9 +117,13 @@ impl Templates {
         let Inner { book, made_of } = &mut *inner;
         let template = book.ask(shape, Instant::now()).cloned();
         let unchanged = made_of.as_ref().map(|(parts, _)| parts) == parts.as_ref();
-        let fork = template.filter(|_| unchanged).map(|template| {
+        let fork = template.filter(|_| unchanged).and_then(|template| {
+            if !template.stored.is_untouched() {
+                book.is_spoilt(shape, &template, "its files were changed by somebody else");
+                return None;
+            }
             template.forks.fetch_add(1, Ordering::Relaxed);
-            Fork { shape, template }
+            Some(Fork { shape, template })
         });
         if fork.is_none() {
             self.wanted.notify_one();
@@ -142,8 +148,11 @@ impl Templates {
             .ready()
             .any(|(_, current)| Arc::ptr_eq(current, template));
         if is_current {
-            let why = format!("forks of it did not go on: {outcome:?}");
-            inner.book.failed(fork.shape, why, Instant::now());
+            inner.book.is_spoilt(
+                fork.shape,
+                template,
+                &format!("forks of it did not go on: {outcome:?}"),
+            );
             self.wanted.notify_one();
         }
     }
@@ -172,10 +181,6 @@ impl Templates {
 
     pub(super) fn is_enabled(&self) -> bool {
         self.enabled
-    }
-
-    pub(super) fn pin(&self, shape: Shape) {
-        self.lock().book.pin(shape, Instant::now());
     }
 
     /// Ends when somebody wanted something since the last call.
@@ -236,6 +241,17 @@ impl Templates {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing that can panic is done with it held.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Book<Arc<Template>> {
+    fn is_spoilt(&mut self, shape: Shape, template: &Template, why: &str) {
+        tracing::warn!(
+            template = template.origin.as_str(),
+            why,
+            "pods go on from it no more"
+        );
+        self.spoilt(shape, why.to_owned(), Instant::now());
     }
 }
 
