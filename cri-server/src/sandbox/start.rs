@@ -12,12 +12,12 @@
 
 use std::net::IpAddr;
 
-use proto::{agent::v1 as agent, cri::v1 as cri};
+use proto::{agent::v1 as agent, cri::v1 as cri, machine::Timeline};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    awake::{Awake, boot, go_on},
-    error::{RequestError, chain},
+    awake::{Awake, boot, go_on, not_started},
+    error::RequestError,
     live::{Live, NET, SCRATCH},
     node::{Node, random_bytes},
     plan::SandboxPlan,
@@ -29,7 +29,6 @@ use crate::{
     clock::{monotonic_ns, now_ns},
     config::host_resolver,
     failpoint,
-    guest::GuestError,
     host::Kind,
     id_map::IdMap,
     machine::{ControlClient, Process},
@@ -39,6 +38,8 @@ use crate::{
 
 /// As other runtimes give: 64 MiB of /dev/shm.
 pub(super) const SHM_BYTES: u64 = 64 * 1024 * 1024;
+
+const ATTACH: &str = "attach the pod's network";
 
 /// A sandbox that is ready.
 #[derive(Debug)]
@@ -95,23 +96,23 @@ async fn start_machine(
     failpoint::reached("start.booted").await;
 
     let began = monotonic_ns();
-    let description = ControlClient::new(&plan.layout)
-        .describe()
-        .await
-        .map_err(RequestError::failed("ask the VMM for its devices"))?;
-    watch.machine(launched_ns, &description.timeline, awake.ready_ns, fork.is_some());
+    let timeline = match configure(plan, pod, &attachment, &mut live).await {
+        Ok(timeline) => timeline,
+        Err(error) => return Err(not_started(node, plan, fork, &live.process, error).await),
+    };
+    watch.machine(launched_ns, &timeline, awake.ready_ns, fork.is_some());
     if let Some(found_ns) = awake.found_ns {
         watch.phase("devices", awake.ready_ns, found_ns);
     }
-    live.place(description.devices);
-    let request = configuration(plan, pod, &attachment, &live)?;
-    let configured = live.guest.configure_sandbox(request).await;
-    configured.map_err(|error| not_configured(node, plan, fork, error))?;
+    watch.phase_since("configure", began);
+    failpoint::reached("start.configured").await;
+    if live.process.try_exited().is_some() {
+        let error = RequestError::failed("keep its machine")("it ended before it was handed over");
+        return Err(not_started(node, plan, fork, &live.process, error).await);
+    }
     if let Some(fork) = fork {
         node.templates.tell(fork, Outcome::Answers);
     }
-    watch.phase_since("configure", began);
-    failpoint::reached("start.configured").await;
     Ok(Started {
         live,
         attachment: Some(attachment),
@@ -119,27 +120,27 @@ async fn start_machine(
     })
 }
 
-/// A guest that went on and then says nothing did not go on.
-fn not_configured(node: &Node, plan: &SandboxPlan, fork: Option<&Fork>, error: GuestError) -> RequestError {
-    match (fork, &error) {
-        (Some(fork), GuestError::Unreachable { .. } | GuestError::Timeout { .. }) => {
-            node.templates.tell(fork, Outcome::Failed);
-            RequestError::NotForked {
-                id: plan.id.clone(),
-                reason: chain(&error),
-            }
-        }
-        _ => RequestError::guest(format!("configure sandbox {}", plan.id))(error),
-    }
+/// Tells a guest that is awake which pod it is; when what was in its VMM's life.
+async fn configure(
+    plan: &SandboxPlan,
+    pod: &cri::PodSandboxConfig,
+    attachment: &Attachment,
+    live: &mut Live,
+) -> Result<Timeline, RequestError> {
+    let description = ControlClient::new(&plan.layout).describe().await;
+    let description = description.map_err(RequestError::failed("ask the VMM for its devices"))?;
+    live.place(description.devices);
+    let request = configuration(plan, pod, attachment, live)?;
+    let configured = live.guest.configure_sandbox(request).await;
+    configured.map_err(RequestError::guest(format!("configure sandbox {}", plan.id)))?;
+    Ok(description.timeline)
 }
 
 /// Whether pods can be attached now.
 pub(super) fn check_network(node: &Node) -> Result<(), RequestError> {
     match node.network.status() {
         NetworkStatus::Ready => Ok(()),
-        NetworkStatus::NotReady { message, .. } => {
-            Err(RequestError::failed("attach the pod's network")(message))
-        }
+        NetworkStatus::NotReady { message, .. } => Err(RequestError::failed(ATTACH)(message)),
     }
 }
 
@@ -196,13 +197,17 @@ async fn boot_and_attach(
     match booted {
         // The tap goes with its VMM, and then there is nothing to attach: what ended first is the cause.
         Err(error) => Err(error),
-        Ok(booted) => {
-            let attachment = attached.map_err(RequestError::failed("attach the pod's network"))?;
-            let (process, awake) = booted.ok_or_else(|| {
-                RequestError::failed("boot the machine")("it was ended although its network is there")
-            })?;
-            Ok((process, awake, attachment))
+        Ok(None) => {
+            let attached = attached.map_err(RequestError::failed(ATTACH));
+            let why = "it was ended although its network is there";
+            Err(attached
+                .err()
+                .unwrap_or_else(|| RequestError::failed("boot the machine")(why)))
         }
+        Ok(Some((process, awake))) => match attached.map_err(RequestError::failed(ATTACH)) {
+            Ok(attachment) => Ok((process, awake, attachment)),
+            Err(error) => Err(not_started(node, plan, fork, &process, error).await),
+        },
     }
 }
 
