@@ -63,3 +63,12 @@ busybox_root() {
   # It links itself, by the path that it was started with: one process where a loop would take hundreds.
   "$2/bin/busybox" --install "$2/bin"
 }
+
+# add_program NAME DIRECTORY: a program of this host at its own path, with the libraries that it loads.
+add_program() {
+  local program files
+  program=$(command -v "$1") || die "$1 is not installed here"
+  # Of the kernel's own library ldd(1) tells no path.
+  mapfile -t files < <(echo "$program" && ldd "$program" | grep -oE '/[^ ]+')
+  cp -L --parents "${files[@]}" "$2"
+}

@@ -2,6 +2,7 @@
 //! own, and gone when it is dropped.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     path::{Path, PathBuf},
     process::Stdio,
@@ -83,7 +84,7 @@ impl Node {
     /// The image's name for CRI.
     #[must_use]
     pub fn image(&self) -> String {
-        format!("127.0.0.1:{}/{IMAGE}", self.registry_port)
+        self.image_of(IMAGE)
     }
 
     /// A client of the daemon.
@@ -296,12 +297,26 @@ impl Node {
         let program = directory.join("e2e-plugin");
         fs_err::write(&program, format!("#!/bin/sh\n{script}\n"))?;
         fs_err::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        self.change_plugins(|plugins| plugins.push(serde_json::json!({"type": "e2e-plugin"})))
+    }
+
+    /// Pods get no more than a link to the bridge and addresses from now on: address translation and host ports take most of the
+    /// time of a pod's life in the emulated node.
+    ///
+    /// # Errors
+    /// As for [`Self::set_last_plugin`].
+    pub fn set_plain_network(&self) -> Result<()> {
+        self.write_network()?;
+        self.change_plugins(|plugins| {
+            plugins.truncate(1);
+            plugins[0]["ipMasq"] = false.into();
+        })
+    }
+
+    fn change_plugins(&self, change: impl FnOnce(&mut Vec<Value>)) -> Result<()> {
         let path = self.run.path().join(CONFLIST);
-        let mut list: serde_json::Value = serde_json::from_str(&fs_err::read_to_string(&path)?)?;
-        list["plugins"]
-            .as_array_mut()
-            .context("plugins")?
-            .push(serde_json::json!({"type": "e2e-plugin"}));
+        let mut list: Value = serde_json::from_str(&fs_err::read_to_string(&path)?)?;
+        change(list["plugins"].as_array_mut().context("plugins")?);
         Ok(fs_err::write(path, list.to_string())?)
     }
 
@@ -326,7 +341,7 @@ impl Node {
     /// When the registry does not take it.
     pub async fn push_another(&self, name: &str, command: &str) -> Result<String> {
         self.push(&[name, command], None).await?;
-        Ok(format!("127.0.0.1:{}/{name}", self.registry_port))
+        Ok(self.image_of(name))
     }
 
     /// Pushes an image of the same and of everything in `files`; its name for CRI.
@@ -334,18 +349,34 @@ impl Node {
     /// # Errors
     /// When the registry does not take it.
     pub async fn push_with(&self, name: &str, files: &Path) -> Result<String> {
-        self.push(&[name], Some(files)).await?;
-        Ok(format!("127.0.0.1:{}/{name}", self.registry_port))
+        self.push(&[name], Some(("FILES", files.as_os_str()))).await?;
+        Ok(self.image_of(name))
     }
 
-    async fn push(&self, arguments: &[&str], files: Option<&Path>) -> Result<()> {
+    /// Pushes another image that has these programs of the node as well, and pulls it; its name for CRI.
+    ///
+    /// # Errors
+    /// When the registry does not take it, or a program is not there; of the call.
+    pub async fn pull_with_programs(&self, name: &str, programs: &str) -> Result<String> {
+        self.push(&[name], Some(("PROGRAMS", programs.as_ref()))).await?;
+        let image = self.image_of(name);
+        self.cri().pull(&image).await?;
+        Ok(image)
+    }
+
+    fn image_of(&self, name: &str) -> String {
+        format!("127.0.0.1:{}/{name}", self.registry_port)
+    }
+
+    /// `more` is what goes into the image beside busybox, in the script's words.
+    async fn push(&self, arguments: &[&str], more: Option<(&str, &OsStr)>) -> Result<()> {
         let registry = format!("http://127.0.0.1:{}", self.registry_port);
         let last = wait::until(wait::SERVER, "the registry's answer", async || {
             let output = Command::new(self.bundle.join("deploy/registry/push-busybox"))
                 .arg(&registry)
                 .args(arguments)
                 .env("BUSYBOX", self.bundle.join("bin/busybox"))
-                .envs(files.map(|files| ("FILES", files)))
+                .envs(more)
                 .stdin(Stdio::null())
                 .output()
                 .await

@@ -26,6 +26,8 @@ use crate::{
     template::{Fork, Outcome},
 };
 
+/// From the closing of a VMM's sockets until it is seen to have ended.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Bytes of the VMM's log and of the console that a failed boot's message quotes.
 const QUOTE: usize = 1024;
 
@@ -73,28 +75,8 @@ pub(super) async fn go_on(
             seconds: deadline.as_secs(),
         })?
     };
-    let began = until_ready(node, plan, ready, process.clone(), hopeless).await;
-    began.map_err(|error| not_forked(node, plan, fork, &process, &error))
-}
-
-fn not_forked(
-    node: &Node,
-    plan: &SandboxPlan,
-    fork: &Fork,
-    process: &Process,
-    error: &RequestError,
-) -> RequestError {
-    let refused = own_end(process) == Some(MachineExit::Exited(ExitReason::SnapshotRefused));
-    let outcome = if refused {
-        Outcome::Refused
-    } else {
-        Outcome::Failed
-    };
-    node.templates.tell(fork, outcome);
-    RequestError::NotForked {
-        id: plan.id.clone(),
-        reason: chain(error),
-    }
+    let woken = ready_or_lost(node, plan, ready, process, hopeless).await;
+    woken.map_err(|Lost { own_end, reason }| not_forked(node, plan, fork, own_end, reason))
 }
 
 /// From the first answer of a guest that goes on to the moment from which on it has entropy, time and devices of its own.
@@ -135,7 +117,7 @@ async fn launch(
     Ok(process)
 }
 
-/// The process that was started, once it is `ready`. One that does not get there is killed.
+/// The process that was started, once it is `ready`. One that does not get there is killed. `None`: it was `hopeless`.
 pub(super) async fn until_ready<T, E: Error + 'static>(
     node: &Node,
     plan: &SandboxPlan,
@@ -143,6 +125,35 @@ pub(super) async fn until_ready<T, E: Error + 'static>(
     process: Process,
     hopeless: &CancellationToken,
 ) -> Result<Option<(Process, T)>, RequestError> {
+    let ready = ready_or_lost(node, plan, ready, process, hopeless).await;
+    ready.map_err(|Lost { own_end, reason }| did_not_boot(plan, own_end, reason))
+}
+
+fn did_not_boot(plan: &SandboxPlan, own_end: Option<MachineExit>, reason: String) -> RequestError {
+    let id = plan.id.clone();
+    if own_end == Some(MachineExit::Exited(ExitReason::GuestUnrunnable)) {
+        RequestError::Unrunnable { id, reason }
+    } else {
+        RequestError::failed(format!("boot the machine of sandbox {id}"))(reason)
+    }
+}
+
+/// A guest that did not get ready, and whose VMM runs no more.
+#[derive(Debug)]
+struct Lost {
+    /// `None`: it was killed for being late.
+    own_end: Option<MachineExit>,
+    /// With the last words of both.
+    reason: String,
+}
+
+async fn ready_or_lost<T, E: Error + 'static>(
+    node: &Node,
+    plan: &SandboxPlan,
+    ready: impl Future<Output = Result<T, E>>,
+    process: Process,
+    hopeless: &CancellationToken,
+) -> Result<Option<(Process, T)>, Lost> {
     let late = tokio::select! {
         ready = ready => match ready {
             Ok(ready) => return Ok(Some((process, ready))),
@@ -151,64 +162,80 @@ pub(super) async fn until_ready<T, E: Error + 'static>(
         _ = process.exited() => None,
         () = hopeless.cancelled() => None,
     };
-    let own_end = end(node, plan, &process).await;
-    let why = late.or_else(|| own_end.map(|exit| exit.to_string()));
-    match why {
-        Some(why) => Err(did_not_start(plan, own_end, &why).await),
+    let own_end = own_end(&process).await;
+    // The VMM writes the console to its file at its end.
+    let kill = process.kill();
+    let ended = timeout(node.config.deadlines.shutdown(), process.exited()).await;
+    if let (Err(error), _) | (Ok(()), Err(error)) = (kill, ended.map_err(std::io::Error::other)) {
+        tracing::warn!(sandbox = plan.id, %error, "what failed to boot still runs");
+    }
+    match own_end.map(|exit| told(plan, exit)).or(late) {
         None => Ok(None),
+        Some(why) => {
+            let reason = format!("{why}{}", last_words(&plan.layout, QUOTE).await);
+            Err(Lost { own_end, reason })
+        }
     }
 }
 
-/// What a failure after the guest was awake comes from: the Machine's own end, if it has ended, of which the failure was only the
-/// first sign. Ends the Machine.
-pub(super) async fn cause(
+/// How a process has ended of itself, which is the cause of whatever went wrong meanwhile. Its sockets and its tap go before it is
+/// seen to have ended, so that those who use them are the first to know.
+pub(super) async fn own_end(process: &Process) -> Option<MachineExit> {
+    timeout(SETTLE, process.exited()).await.ok()
+}
+
+/// How a Machine ended, for people. Who kills without a word is most often the host's kernel, when it is short of memory.
+pub(super) fn told(plan: &SandboxPlan, exit: MachineExit) -> String {
+    let killed_for_memory = exit == MachineExit::Signalled(libc::SIGKILL)
+        && plan
+            .cgroup
+            .as_ref()
+            .is_some_and(|plan| plan.cgroup.oom_kills() > 0);
+    if killed_for_memory {
+        "the host killed the VMM since it, the pod's cgroup or the one above was out of memory".to_owned()
+    } else {
+        exit.to_string()
+    }
+}
+
+/// What went wrong with a guest after its first answer and before anything of the pod ran in it, in the words that say most: of one
+/// that went on and whose VMM has ended, or that says nothing any more, it is that it did not go on.
+pub(super) async fn not_started(
     node: &Node,
     plan: &SandboxPlan,
     fork: Option<&Fork>,
     process: &Process,
     error: RequestError,
 ) -> RequestError {
-    let (error, is_silent) = match end(node, plan, process).await {
-        Some(exit) => (did_not_start(plan, Some(exit), &exit.to_string()).await, true),
-        None => {
-            let is_silent = error.is_silence();
-            (error, is_silent)
-        }
+    let own_end = own_end(process).await;
+    let reason = match own_end {
+        Some(exit) => format!("{}: {}", told(plan, exit), chain(&error)),
+        None => chain(&error),
     };
     match fork {
-        // A guest that went on and then says nothing did not go on.
-        Some(fork) if is_silent => not_forked(node, plan, fork, process, &error),
+        Some(fork) if error.is_silence() || own_end.is_some() => {
+            not_forked(node, plan, fork, own_end, reason)
+        }
+        None if own_end.is_some() => did_not_boot(plan, own_end, reason),
         _ => error,
     }
 }
 
-/// Ends a Machine; how it had ended of itself before, if it had.
-async fn end(node: &Node, plan: &SandboxPlan, process: &Process) -> Option<MachineExit> {
-    // The VMM writes the console to its file at its end.
-    let kill = process.kill();
-    let ended = tokio::time::timeout(node.config.deadlines.shutdown(), process.exited()).await;
-    if let (Err(error), _) | (Ok(()), Err(error)) = (kill, ended.map_err(std::io::Error::other)) {
-        tracing::warn!(sandbox = plan.id, %error, "what failed to boot still runs");
+/// Of one that somebody killed the template is not told: that says nothing of it.
+fn not_forked(
+    node: &Node,
+    plan: &SandboxPlan,
+    fork: &Fork,
+    own_end: Option<MachineExit>,
+    reason: String,
+) -> RequestError {
+    match own_end {
+        Some(MachineExit::Signalled(libc::SIGKILL)) => {}
+        Some(MachineExit::Exited(ExitReason::SnapshotRefused)) => node.templates.tell(fork, Outcome::Refused),
+        _ => node.templates.tell(fork, Outcome::Failed),
     }
-    own_end(process)
-}
-
-async fn did_not_start(plan: &SandboxPlan, own_end: Option<MachineExit>, why: &str) -> RequestError {
     let id = plan.id.clone();
-    let reason = format!("{why}{}", last_words(&plan.layout, QUOTE).await);
-    if own_end == Some(MachineExit::Exited(ExitReason::GuestUnrunnable)) {
-        RequestError::Unrunnable { id, reason }
-    } else {
-        RequestError::failed(format!("boot the machine of sandbox {id}"))(reason)
-    }
-}
-
-/// How a process that was killed had ended before of itself: a tap goes with its VMM, so the plugins can see that end first,
-/// and it, not what they say, is the cause.
-fn own_end(process: &Process) -> Option<MachineExit> {
-    process
-        .try_exited()
-        .filter(|exit| *exit != MachineExit::Signalled(libc::SIGKILL))
+    RequestError::NotForked { id, reason }
 }
 
 /// The ends of the VMM's log and of the guest's console, for a message.
@@ -233,35 +260,4 @@ pub(super) async fn tail(path: std::path::PathBuf, limit: usize) -> String {
         .collect::<String>()
         .trim()
         .to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use tokio::sync::watch;
-
-    use super::*;
-    use crate::machine::Kill;
-
-    #[derive(Debug)]
-    struct NoKill;
-
-    impl Kill for NoKill {
-        fn kill(&self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn an_end_of_its_own_is_told_from_being_killed() {
-        let (end, exit) = watch::channel(None);
-        let process = Process::new(7, exit, Arc::new(NoKill));
-        assert_eq!(own_end(&process), None);
-        let panicked = Some(MachineExit::Exited(ExitReason::GuestPanic));
-        end.send_replace(panicked);
-        assert_eq!(own_end(&process), panicked);
-        end.send_replace(Some(MachineExit::Signalled(libc::SIGKILL)));
-        assert_eq!(own_end(&process), None);
-    }
 }

@@ -190,6 +190,10 @@ impl Driver {
         match self.make(&id, plan, &image).await {
             Ok(()) => Ok(id),
             Err(error) => {
+                let error = match &self.live {
+                    Some(live) => live.cause(&self.plan, error).await,
+                    None => error,
+                };
                 self.unmake(&id).await;
                 self.give_room_back().await;
                 Err(error)

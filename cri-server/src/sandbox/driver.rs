@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    awake::told,
     containers::{Container, Stopping},
     error::{RequestError, chain},
     handle::{Reply, Request, SandboxHandle, SandboxName},
@@ -215,7 +216,7 @@ impl Driver {
                 self.answer(reply, result);
             }
             Input::Guest(event) => self.guest_event(event).await,
-            Input::MachineEnded(exit) => self.machine_ended(&exit.to_string()).await,
+            Input::MachineEnded(exit) => self.machine_ended(&told(&self.plan, exit)).await,
             Input::ServerEnded(exit) => self.server_ended(exit).await,
             Input::Deadline => self.deadlines_passed().await,
         }

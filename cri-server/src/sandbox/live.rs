@@ -14,10 +14,17 @@ use proto::{
     machine::{Device, FileSource},
 };
 
-use super::{error::RequestError, plan::SandboxPlan, room::Size, view::MachineView, volumes::Shared};
+use super::{
+    awake::{own_end, told},
+    error::{RequestError, chain},
+    plan::SandboxPlan,
+    room::Size,
+    view::MachineView,
+    volumes::Shared,
+};
 use crate::{
     config::{LayerTransport, MachineDefaults},
-    guest::{Dialer, GuestClient},
+    guest::{Dialer, GuestClient, GuestError},
     host::Kind,
     image::{Image, ImageLease, Layer},
     machine::{ControlClient, Process},
@@ -88,6 +95,29 @@ impl Live {
             control: self.control.clone(),
             guest: self.guest.clone(),
             dialer: self.dialer.clone(),
+        }
+    }
+
+    /// What went wrong, in the words that say most: that its VMM has ended, if it has.
+    pub(super) async fn cause(&self, plan: &SandboxPlan, error: RequestError) -> RequestError {
+        let may_follow = matches!(
+            &error,
+            RequestError::Failed { .. }
+                | RequestError::Guest {
+                    source: GuestError::Unreachable { .. },
+                    ..
+                }
+        );
+        match may_follow {
+            true => match own_end(&self.process).await {
+                Some(exit) => RequestError::failed("use the machine")(format!(
+                    "{}: {}",
+                    told(plan, exit),
+                    chain(&error)
+                )),
+                None => error,
+            },
+            false => error,
         }
     }
 

@@ -16,7 +16,7 @@ use proto::{agent::v1 as agent, cri::v1 as cri, machine::Timeline};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    awake::{Awake, boot, cause, go_on},
+    awake::{Awake, boot, go_on, not_started},
     error::RequestError,
     live::{Live, NET, SCRATCH},
     node::{Node, random_bytes},
@@ -38,6 +38,8 @@ use crate::{
 
 /// As other runtimes give: 64 MiB of /dev/shm.
 pub(super) const SHM_BYTES: u64 = 64 * 1024 * 1024;
+
+const ATTACH: &str = "attach the pod's network";
 
 /// A sandbox that is ready.
 #[derive(Debug)]
@@ -91,23 +93,27 @@ async fn start_machine(
     reached.push(Acquired::Machine);
     let launched_ns = monotonic_ns();
     let (process, awake, attachment) = boot_and_attach(node, plan, prepared, fork, &mut watch).await?;
+    let mut live = Live::new(plan, process);
     failpoint::reached("start.booted").await;
 
     let began = monotonic_ns();
-    let mut live = Live::new(plan, process);
     let timeline = match configure(plan, pod, &attachment, &mut live).await {
         Ok(timeline) => timeline,
-        Err(error) => return Err(cause(node, plan, fork, &live.process, error).await),
+        Err(error) => return Err(not_started(node, plan, fork, &live.process, error).await),
     };
     watch.machine(launched_ns, &timeline, awake.ready_ns, fork.is_some());
     if let Some(found_ns) = awake.found_ns {
         watch.phase("devices", awake.ready_ns, found_ns);
     }
+    watch.phase_since("configure", began);
+    failpoint::reached("start.configured").await;
+    if live.process.try_exited().is_some() {
+        let error = RequestError::failed("keep its machine")("it ended before it was handed over");
+        return Err(not_started(node, plan, fork, &live.process, error).await);
+    }
     if let Some(fork) = fork {
         node.templates.tell(fork, Outcome::Answers);
     }
-    watch.phase_since("configure", began);
-    failpoint::reached("start.configured").await;
     Ok(Started {
         live,
         attachment: Some(attachment),
@@ -115,17 +121,15 @@ async fn start_machine(
     })
 }
 
-/// Makes the guest that is awake the pod's: where its devices are, and what it is told. The VMM's account of its start.
+/// Tells a guest that is awake which pod it is; when what was in its VMM's life.
 async fn configure(
     plan: &SandboxPlan,
     pod: &cri::PodSandboxConfig,
     attachment: &Attachment,
     live: &mut Live,
 ) -> Result<Timeline, RequestError> {
-    let description = ControlClient::new(&plan.layout)
-        .describe()
-        .await
-        .map_err(RequestError::failed("ask the VMM for its devices"))?;
+    let description = ControlClient::new(&plan.layout).describe().await;
+    let description = description.map_err(RequestError::failed("ask the VMM for its devices"))?;
     live.place(description.devices);
     let request = configuration(plan, pod, attachment, live)?;
     let configured = live.guest.configure_sandbox(request).await;
@@ -137,9 +141,7 @@ async fn configure(
 pub(super) fn check_network(node: &Node) -> Result<(), RequestError> {
     match node.network.status() {
         NetworkStatus::Ready => Ok(()),
-        NetworkStatus::NotReady { message, .. } => {
-            Err(RequestError::failed("attach the pod's network")(message))
-        }
+        NetworkStatus::NotReady { message, .. } => Err(RequestError::failed(ATTACH)(message)),
     }
 }
 
@@ -196,17 +198,17 @@ async fn boot_and_attach(
     match booted {
         // The tap goes with its VMM, and then there is nothing to attach: what ended first is the cause.
         Err(error) => Err(error),
-        Ok(booted) => {
-            let attached = attached.map_err(RequestError::failed("attach the pod's network"));
-            match (booted, attached) {
-                (Some((process, awake)), Ok(attachment)) => Ok((process, awake, attachment)),
-                (Some((process, _)), Err(error)) => Err(cause(node, plan, fork, &process, error).await),
-                (None, Err(error)) => Err(error),
-                (None, Ok(_)) => Err(RequestError::failed("boot the machine")(
-                    "it was ended although its network is there",
-                )),
-            }
+        Ok(None) => {
+            let attached = attached.map_err(RequestError::failed(ATTACH));
+            let why = "it was ended although its network is there";
+            Err(attached
+                .err()
+                .unwrap_or_else(|| RequestError::failed("boot the machine")(why)))
         }
+        Ok(Some((process, awake))) => match attached.map_err(RequestError::failed(ATTACH)) {
+            Ok(attachment) => Ok((process, awake, attachment)),
+            Err(error) => Err(not_started(node, plan, fork, &process, error).await),
+        },
     }
 }
 

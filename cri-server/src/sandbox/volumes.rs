@@ -7,7 +7,6 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
 };
 
 use proto::{
@@ -17,6 +16,7 @@ use proto::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    awake::own_end,
     driver::Driver,
     error::{RequestError, chain},
     follow::Follower,
@@ -36,8 +36,6 @@ const SHARES: &str = "shares";
 /// As virtiofsd is tried with.
 const QUEUES: u16 = 1;
 const QUEUE_SIZE: u16 = 128;
-/// For a VMM to be gone whose end was the reason that virtiofsd ended.
-const TOGETHER: Duration = Duration::from_secs(1);
 
 /// What a container holds of the pod's volumes, recorded before anything is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -371,7 +369,7 @@ impl Driver {
     pub(super) async fn server_ended(&mut self, exit: MachineExit) {
         // It also ends with its connection, which a VMM that ends lets go of before it is gone.
         if let Some(live) = &self.live
-            && let Ok(exit) = tokio::time::timeout(TOGETHER, live.process.exited()).await
+            && let Some(exit) = own_end(&live.process).await
         {
             self.machine_ended(&exit.to_string()).await;
             return;

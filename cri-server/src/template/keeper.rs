@@ -91,7 +91,14 @@ fn found(root: &std::path::Path, contents: &Contents) -> Vec<Stored> {
     let mut found = Vec::new();
     for origin in origins {
         match shelf::load(root, &origin) {
-            Ok(Some(stored)) if contents.origin(stored.about.shape) == origin => found.push(stored),
+            Ok(Some(stored)) if contents.origin(stored.about.shape) == origin => match stored.is_whole() {
+                Ok(true) => found.push(stored),
+                Ok(false) => tracing::warn!(
+                    template = origin.as_str(),
+                    "its memory is not what was written, made anew"
+                ),
+                Err(error) => tracing::warn!(template = origin.as_str(), %error, "not read, made anew"),
+            },
             Ok(_) => {}
             Err(error) => tracing::warn!(template = origin.as_str(), %error, "not read, made anew"),
         }
@@ -161,6 +168,7 @@ async fn make_and_publish(node: &Arc<Node>, shape: Shape, origin: Origin) -> Res
             shape,
             made_at: now_ns(),
             took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            memory: String::new(),
         };
         unfinished.publish(&root, &origin, &about)
     });

@@ -1,6 +1,7 @@
 //! What a template was made of, and by which name it is known: whatever a guest keeps for good from its boot is in it.
 
 use std::{
+    fs::Metadata,
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::Path,
@@ -34,7 +35,7 @@ pub(crate) struct Parts([Fingerprint; 3]);
 
 /// One file at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Fingerprint {
+pub(super) struct Fingerprint {
     device: u64,
     inode: u64,
     size: u64,
@@ -72,14 +73,17 @@ impl Parts {
 
 impl Fingerprint {
     fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs_err::metadata(path)?;
-        Ok(Self {
+        Ok(Self::new(&fs_err::metadata(path)?))
+    }
+
+    pub(super) fn new(metadata: &Metadata) -> Self {
+        Self {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
+        }
     }
 }
 

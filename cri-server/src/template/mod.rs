@@ -6,11 +6,12 @@
 //!                                   └─ nothing that fits ─▶ boots cold; the keeper hears of it
 //! ```
 //!
-//! `key` names what a template was made of, `rules` decide (pure), `shelf` is its directories, [`Templates`] what is there now.
-//! No pod ever waits for a template. The files of one never change, and unlinking them is always right: whoever goes on from
-//! them has them mapped or open.
+//! `key` names what a template was made of, `content` what is in it, `rules` decide (pure), `shelf` is its directories, [`Templates`]
+//! what is there now. No pod ever waits for a template. The files of one never change, and unlinking them is always right: whoever
+//! goes on from them has them mapped or open. One whose files were touched all the same is made anew: nobody goes on from it any more.
 
 mod config;
+mod content;
 mod keeper;
 mod key;
 mod rules;

@@ -9,6 +9,8 @@ use super::key::Shape;
 /// Before a template that could not be made is tried again: doubled with each failure from the first to the last.
 const FIRST_RETRY: Duration = Duration::from_secs(30);
 const LAST_RETRY: Duration = Duration::from_secs(30 * 60);
+/// A template that spoils twice in this time is not made at once for the second time.
+const SPOILS_AGAIN: Duration = Duration::from_secs(60 * 60);
 /// A template that nobody asked for in this time makes room for another shape's. Making one costs a boot, so pods of many
 /// shapes in turn must not make one each.
 const IDLE: Duration = Duration::from_secs(10 * 60);
@@ -48,6 +50,8 @@ struct Entry<T> {
     last_asked: Instant,
     /// In a row.
     failures: u32,
+    /// When it last was of no use any more.
+    spoilt: Option<Instant>,
 }
 
 /// What is to be done.
@@ -120,6 +124,7 @@ impl<T> Book<T> {
             pinned,
             last_asked: now,
             failures: 0,
+            spoilt: None,
         });
     }
 
@@ -170,7 +175,21 @@ impl<T> Book<T> {
         }
     }
 
-    /// It could not be made, or is of no use.
+    /// It was ready, and nobody can go on from it any more.
+    pub(super) fn spoilt(&mut self, shape: Shape, why: String, now: Instant) {
+        let before = self
+            .entries
+            .get_mut(&shape)
+            .map(|entry| entry.spoilt.replace(now));
+        match before.flatten() {
+            Some(before) if now.saturating_duration_since(before) < SPOILS_AGAIN => {
+                self.failed(shape, why, now);
+            }
+            _ => self.set(shape, Status::Wanted),
+        }
+    }
+
+    /// It could not be made, or is of no use once more.
     pub(super) fn failed(&mut self, shape: Shape, why: String, now: Instant) {
         if let Some(entry) = self.entries.get_mut(&shape) {
             let doubled = FIRST_RETRY.saturating_mul(1 << entry.failures.min(16));
@@ -287,6 +306,23 @@ mod tests {
         book.made(shape(512), "t");
         book.failed(shape(512), "refused".to_owned(), now);
         assert_eq!(book.next(now), Next::Wait(Some(now + FIRST_RETRY)));
+    }
+
+    #[test]
+    fn what_is_spoilt_is_made_at_once_and_not_again_and_again() {
+        let (mut book, now) = book();
+        book.made(shape(512), "t");
+        book.spoilt(shape(512), "touched".to_owned(), now);
+        assert_eq!(book.ask(shape(512), now), None);
+        assert_eq!(book.next(now), Next::Make(shape(512)));
+        book.made(shape(512), "u");
+        let soon = now + SPOILS_AGAIN / 2;
+        book.spoilt(shape(512), "touched".to_owned(), soon);
+        assert_eq!(book.next(soon), Next::Wait(Some(soon + FIRST_RETRY)));
+        book.made(shape(512), "v");
+        let later = soon + SPOILS_AGAIN;
+        book.spoilt(shape(512), "touched".to_owned(), later);
+        assert_eq!(book.next(later), Next::Make(shape(512)));
     }
 
     #[test]

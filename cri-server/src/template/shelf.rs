@@ -19,7 +19,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::key::{Origin, Shape};
+use super::{
+    content::digest,
+    key::{Fingerprint, Origin, Shape},
+};
 
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
@@ -34,6 +37,8 @@ pub(crate) struct About {
     pub(crate) made_at: i64,
     /// From the start of its VMM until it was on the shelf.
     pub(crate) took_ms: u64,
+    /// Of its memory, by [`digest`].
+    pub(crate) memory: String,
 }
 
 /// A template that can be gone on from. Its files stay as they are for as long as this lives, whatever becomes of their names.
@@ -46,6 +51,8 @@ pub(crate) struct Stored {
     pub(crate) allocated: u64,
     /// As long as they are, holes included.
     pub(crate) length: u64,
+    /// Both files when they were opened.
+    opened: [Fingerprint; 2],
 }
 
 /// One that is being made: two empty files.
@@ -82,7 +89,10 @@ impl Unfinished {
 
     /// Puts it on the shelf. Only what is on disk gets there: after a crash of the host the name stands for all of it.
     pub(super) fn publish(self, root: &Path, origin: &Origin, about: &About) -> io::Result<Stored> {
-        let text = serde_json::to_vec_pretty(about)?;
+        let text = serde_json::to_vec_pretty(&About {
+            memory: digest(&self.memory)?.to_string(),
+            ..about.clone()
+        })?;
         fs_err::write(self.directory.join(ABOUT), text)?;
         for name in [MEMORY, STATE, ABOUT] {
             fs_err::File::open(self.directory.join(name))?.sync_all()?;
@@ -96,7 +106,20 @@ impl Unfinished {
     }
 }
 
-/// The template of that name; `None`: there is none.
+impl Stored {
+    /// Whether its memory is what was written.
+    pub(super) fn is_whole(&self) -> io::Result<bool> {
+        Ok(digest(&self.memory)?.to_string() == self.about.memory)
+    }
+
+    /// Whether nobody has written to its files, cut them, or exchanged or removed their names since they were opened.
+    pub(super) fn is_untouched(&self) -> bool {
+        let now = [&self.memory, &self.state].map(|file| file.metadata().ok().as_ref().map(Fingerprint::new));
+        now == self.opened.each_ref().map(|opened| Some(opened.clone()))
+    }
+}
+
+/// The template of that name, its memory not looked at; `None`: there is none.
 pub(super) fn load(root: &Path, origin: &Origin) -> io::Result<Option<Stored>> {
     let place = root.join(origin.as_str());
     let about = match fs_err::read(place.join(ABOUT)) {
@@ -114,6 +137,7 @@ pub(super) fn load(root: &Path, origin: &Origin) -> io::Result<Option<Stored>> {
         // stat(2): blocks of 512 bytes, whatever the file system's are.
         allocated: sizes.iter().map(|file| file.blocks() * 512).sum(),
         length: sizes.iter().map(|file| file.size()).sum(),
+        opened: sizes.each_ref().map(Fingerprint::new),
     }))
 }
 
@@ -177,6 +201,7 @@ mod tests {
             },
             made_at: 5,
             took_ms: 7,
+            memory: String::new(),
         }
     }
 
@@ -201,7 +226,8 @@ mod tests {
         assert_eq!(list(&root).unwrap(), [origin('a')]);
         assert_eq!(first.length, 11);
         let again = load(&root, &origin('a')).unwrap().unwrap();
-        assert_eq!(again.about, about());
+        assert_eq!(again.about.made_at, about().made_at);
+        assert!(again.is_whole().unwrap());
         put(&root, 'a', b"another");
         sweep(&root, &BTreeSet::new()).unwrap();
         assert!(list(&root).unwrap().is_empty());
@@ -224,6 +250,42 @@ mod tests {
         let mut left = names(root).unwrap();
         left.sort();
         assert_eq!(left, [origin('a').as_str(), "photographs"]);
+    }
+
+    #[test]
+    fn whatever_is_done_to_its_files_is_seen() {
+        type Damage = fn(&Path);
+        let damages: [Damage; 5] = [
+            |place| fs_err::write(place.join(MEMORY), b"nemory").unwrap(),
+            |place| {
+                let file = File::options().write(true).open(place.join(STATE)).unwrap();
+                file.set_len(3).unwrap();
+            },
+            |place| fs_err::rename(place.join(STATE), place.join(MEMORY)).unwrap(),
+            |place| fs_err::remove_file(place.join(STATE)).unwrap(),
+            |place| fs_err::remove_dir_all(place).unwrap(),
+        ];
+        for (number, damage) in damages.into_iter().enumerate() {
+            let directory = tempfile::tempdir().unwrap();
+            let root = directory.path();
+            let stored = put(root, 'a', b"memory");
+            assert!(stored.is_untouched());
+            put(root, 'b', b"another");
+            sweep(root, &BTreeSet::from([origin('a')])).unwrap();
+            assert!(stored.is_untouched(), "others come and go");
+            damage(&root.join(origin('a').as_str()));
+            assert!(!stored.is_untouched(), "damage {number}");
+        }
+    }
+
+    #[test]
+    fn memory_that_changed_while_nobody_looked_is_not_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        put(root, 'a', b"memory");
+        fs_err::write(root.join(origin('a').as_str()).join(MEMORY), b"memorx").unwrap();
+        let found = load(root, &origin('a')).unwrap().unwrap();
+        assert!(found.is_untouched() && !found.is_whole().unwrap());
     }
 
     #[test]

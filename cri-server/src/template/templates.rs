@@ -94,7 +94,7 @@ struct Inner {
 }
 
 impl Templates {
-    /// `always` is the shape that always has one.
+    /// `always` is the shape that has a template whether pods of it have come or not.
     pub(crate) fn new(config: &TemplatesConfig, always: Shape) -> Self {
         let mut book = Book::new(config.most);
         if config.enabled {
@@ -117,9 +117,13 @@ impl Templates {
         let Inner { book, made_of } = &mut *inner;
         let template = book.ask(shape, Instant::now()).cloned();
         let unchanged = made_of.as_ref().map(|(parts, _)| parts) == parts.as_ref();
-        let fork = template.filter(|_| unchanged).map(|template| {
+        let fork = template.filter(|_| unchanged).and_then(|template| {
+            if !template.stored.is_untouched() {
+                book.is_spoilt(shape, &template, "its files were changed by somebody else");
+                return None;
+            }
             template.forks.fetch_add(1, Ordering::Relaxed);
-            Fork { shape, template }
+            Some(Fork { shape, template })
         });
         if fork.is_none() {
             self.wanted.notify_one();
@@ -144,8 +148,11 @@ impl Templates {
             .ready()
             .any(|(_, current)| Arc::ptr_eq(current, template));
         if is_current {
-            let why = format!("forks of it did not go on: {outcome:?}");
-            inner.book.failed(fork.shape, why, Instant::now());
+            inner.book.is_spoilt(
+                fork.shape,
+                template,
+                &format!("forks of it did not go on: {outcome:?}"),
+            );
             self.wanted.notify_one();
         }
     }
@@ -234,6 +241,17 @@ impl Templates {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing that can panic is done with it held.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Book<Arc<Template>> {
+    fn is_spoilt(&mut self, shape: Shape, template: &Template, why: &str) {
+        tracing::warn!(
+            template = template.origin.as_str(),
+            why,
+            "pods go on from it no more"
+        );
+        self.spoilt(shape, why.to_owned(), Instant::now());
     }
 }
 

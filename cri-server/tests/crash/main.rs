@@ -1,5 +1,6 @@
 //! The daemon is killed between any two steps of RunPodSandbox and of CreateContainer: after the next start nothing is left
-//! of the first, and the second can be done again. One test at a time, since fail points belong to the process.
+//! of the first, and the second can be done again. And the VMM is, while the daemon is between two steps. One test at a time, since fail
+//! points belong to the process.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
@@ -10,8 +11,16 @@
 )]
 mod support;
 
-use cri_server::failpoint::is_held;
+#[path = "../cri/forks.rs"]
+mod forks;
+
+use cri_server::{failpoint::is_held, machine::MachineExit};
+use forks::{ready, start_of};
+use proto::cri::v1::PodSandboxState;
 use support::{TestNode, eventually};
+use tokio::sync::Mutex;
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 const START: [&str; 7] = [
     "start.reserved",
@@ -32,6 +41,7 @@ const END: [&str; 2] = ["stop.ended", "remove.released"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_killed_between_any_two_steps_leaves_nothing() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let mut node = TestNode::start().await;
     for point in START {
         held_at(&node, point, async |node| drop(node.run_pod("web").await)).await;
@@ -79,4 +89,59 @@ async fn held_at(node: &TestNode, point: &'static str, request: impl AsyncFnOnce
         () = eventually(point, async || is_held(point)) => {}
     }
     fail::remove(point);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vmm_killed_between_any_two_steps_of_a_fork_costs_the_fork_and_not_the_pod() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let node = forks::start().await;
+    let made_at = ready(&node, 1).await[0]["files"]["made_at"].clone();
+    // What comes before has no VMM.
+    let [_, _, _, points @ ..] = START;
+    for point in points {
+        let pod = killed_at(&node, point, node.run_pod("web")).await.unwrap();
+        assert_eq!(start_of(&node, &pod).await, "boot", "{point}");
+        node.remove_pod(&pod).await.unwrap();
+        node.assert_nothing_is_left();
+    }
+    let after = ready(&node, 1).await.remove(0);
+    assert_eq!(
+        after["files"]["made_at"], made_at,
+        "a kill says nothing of the template"
+    );
+    for point in CREATE {
+        let pod = node.run_pod("web").await.unwrap();
+        assert_eq!(start_of(&node, &pod).await, "fork");
+        let config = node.container_config("c", &["sleep", "infinity"]);
+        let refusal = match killed_at(&node, point, node.create(&pod, config)).await {
+            Err(refusal) => refusal,
+            // It was made by then: that the guest is gone shows at its start.
+            Ok(container) => node.start_container(&container).await.unwrap_err(),
+        };
+        let message = refusal.message();
+        let says_why = message.contains("the VMM was killed by signal 9") || message.contains("is not ready");
+        assert!(says_why, "{point}: {refusal:?}");
+        eventually("the pod is over", async || {
+            node.pod_state(&pod).await == PodSandboxState::SandboxNotready
+        })
+        .await;
+        node.remove_pod(&pod).await.unwrap();
+        node.assert_nothing_is_left();
+    }
+}
+
+/// Makes `request`, and kills the only VMM while the daemon is at `point`, which goes on then.
+async fn killed_at<T>(node: &TestNode, point: &'static str, request: impl Future<Output = T>) -> T {
+    let go = node.path("go");
+    fail::cfg(point, &format!("return({})", go.display())).unwrap();
+    let (answer, ()) = tokio::join!(request, async {
+        eventually(point, async || is_held(point)).await;
+        let running = node.host.running();
+        let machine = node.host.machine(&running[0]).unwrap();
+        machine.kill(MachineExit::Signalled(9));
+        std::fs::write(&go, "").unwrap();
+    });
+    fail::remove(point);
+    std::fs::remove_file(&go).unwrap();
+    answer
 }

@@ -9,6 +9,7 @@ mod confinement;
 mod events;
 mod exec;
 mod failure;
+mod forks;
 mod host_pod;
 mod idempotence;
 mod logs;

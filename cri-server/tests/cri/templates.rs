@@ -1,60 +1,19 @@
 //! Pods that go on from a template, and those that cannot: over CRI, as kubelet sees it. What is behind the fake VMM's files is
 //! nothing; that guests really go on is tested with the VMM.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{collections::HashMap, fs, path::Path};
 
 use cri_server::{
     guest::fake::{Fault, FaultPoint},
     machine::MachineExit,
 };
 use proto::{cri::v1 as cri, machine::ExitReason};
-use serde_json::Value;
 use tonic::{Code, Status};
 
-use crate::support::{TestNode, eventually, refused};
-
-/// A daemon that makes templates, of files that a test can change.
-async fn start() -> TestNode {
-    TestNode::start_with(|config| {
-        let directory = config.run.parent().unwrap().join("parts");
-        std::fs::create_dir_all(&directory).unwrap();
-        let part = |name: &str| -> PathBuf {
-            let path = directory.join(name);
-            std::fs::write(&path, name).unwrap();
-            path
-        };
-        config.machine.kernel = part("kernel");
-        config.machine.initramfs = part("initramfs");
-        config.machine.vmm = part("vmm");
-        config.machine.templates.enabled = true;
-        config.machine.templates.most = 2;
-        config.deadlines.fork_s = 1;
-    })
-    .await
-}
-
-/// As `clearpod templates` gets them.
-async fn templates(node: &TestNode) -> Vec<Value> {
-    let request = cri::StatusRequest { verbose: true };
-    let answer = node.runtime.clone().status(request).await.unwrap();
-    serde_json::from_str(&answer.into_inner().info["templates"]).unwrap()
-}
-
-/// Waits until that many are ready, and nothing of making them is left.
-async fn ready(node: &TestNode, count: usize) -> Vec<Value> {
-    eventually("the templates are ready", async || {
-        let templates = templates(node).await;
-        templates.len() == count && templates.iter().all(|template| template["state"] == "ready")
-    })
-    .await;
-    templates(node).await
-}
-
-async fn start_of(node: &TestNode, pod: &str) -> String {
-    let info = &node.pod_status(pod).await.unwrap().info["info"];
-    let info: Value = serde_json::from_str(info).unwrap();
-    info["start"].as_str().unwrap().to_owned()
-}
+use crate::{
+    forks::{ready, start, start_of, templates},
+    support::{TestNode, eventually, refused},
+};
 
 /// Runs a pod, tells how its guest came to run, and removes it.
 async fn start_and_remove(node: &TestNode, config: cri::PodSandboxConfig) -> String {
@@ -166,7 +125,7 @@ async fn a_kernel_that_changes_under_the_daemon_makes_its_templates_old() {
     let node = start().await;
     let before = ready(&node, 1).await.remove(0);
     let forked = node.run_pod("first").await.unwrap();
-    std::fs::write(node.path("parts/kernel"), "another kernel").unwrap();
+    fs::write(node.path("parts/kernel"), "another kernel").unwrap();
     assert_eq!(start_and_remove(&node, node.pod_config("second")).await, "boot");
     eventually("the next template is ready", async || {
         let now = templates(&node).await.remove(0);
@@ -174,7 +133,7 @@ async fn a_kernel_that_changes_under_the_daemon_makes_its_templates_old() {
     })
     .await;
     assert_eq!(start_and_remove(&node, node.pod_config("third")).await, "fork");
-    let kept: Vec<_> = std::fs::read_dir(node.path("run/templates")).unwrap().collect();
+    let kept: Vec<_> = fs::read_dir(node.path("run/templates")).unwrap().collect();
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert_eq!(node.pod_state(&forked).await, cri::PodSandboxState::SandboxReady);
     node.remove_pod(&forked).await.unwrap();
@@ -184,7 +143,7 @@ async fn a_kernel_that_changes_under_the_daemon_makes_its_templates_old() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_does_not_go_on_boots_in_the_same_call() {
     let node = start().await;
-    ready(&node, 1).await;
+    let made_at = ready(&node, 1).await[0]["files"]["made_at"].clone();
     node.host.inject(FaultPoint::Restore, Fault::Stall, 1);
     assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
     assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
@@ -200,10 +159,39 @@ async fn a_guest_that_does_not_go_on_boots_in_the_same_call() {
     for _ in 0..3 {
         assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
     }
-    let broken = templates(&node).await.remove(0);
-    assert_eq!(broken["state"], "failed", "three in a row: {broken}");
-    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    let broken = ready(&node, 1).await.remove(0);
+    assert_ne!(broken["files"]["made_at"], made_at, "three in a row: {broken}");
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
     node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vmm_that_is_killed_before_its_guest_is_configured_costs_no_pod() {
+    let node = start().await;
+    let made_at = ready(&node, 1).await[0]["files"]["made_at"].clone();
+    for point in [
+        FaultPoint::Restore,
+        FaultPoint::Dial,
+        FaultPoint::Call("GoOn"),
+        FaultPoint::Call("ConfigureSandbox"),
+    ] {
+        node.host.inject(point, Fault::Stall, 1);
+        let (pod, ()) = tokio::join!(node.run_pod("web"), async {
+            eventually("it stalls", async || !node.host.is_to_fail(point)).await;
+            let running = node.host.running();
+            let machine = node.host.machine(&running[0]).unwrap();
+            machine.kill(MachineExit::Signalled(9));
+        });
+        let pod = pod.unwrap();
+        assert_eq!(start_of(&node, &pod).await, "boot", "{point:?}");
+        node.remove_pod(&pod).await.unwrap();
+        node.assert_nothing_is_left();
+    }
+    let after = ready(&node, 1).await.remove(0);
+    assert_eq!(
+        after["files"]["made_at"], made_at,
+        "its template is as good as it was"
+    );
 }
 
 /// Asks for a pod, whose guest is awake and does not answer any more when its Machine ends so.
@@ -212,11 +200,10 @@ async fn ends_before_it_is_ready(
     config: cri::PodSandboxConfig,
     exit: MachineExit,
 ) -> Result<String, Status> {
-    node.host
-        .inject(FaultPoint::Call("ConfigureSandbox"), Fault::Stall, 1);
+    let point = FaultPoint::Call("ConfigureSandbox");
+    node.host.inject(point, Fault::Stall, 1);
     let end = async {
-        eventually("its Machine runs", async || node.host.running().len() == 1).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        eventually("it stalls", async || !node.host.is_to_fail(point)).await;
         let id = node.host.running().remove(0);
         node.host.machine(&id).unwrap().kill(exit);
     };
@@ -256,7 +243,7 @@ async fn a_template_whose_guest_kvm_gives_up_on_is_made_once_more() {
     let mut node = start().await;
     let before = ready(&node, 1).await.remove(0);
     node.host.inject(FaultPoint::Kvm, Fault::Fail, 1);
-    std::fs::write(node.path("parts/kernel"), "another kernel").unwrap();
+    fs::write(node.path("parts/kernel"), "another kernel").unwrap();
     node.kill_daemon().await;
     eventually("the next template is ready", async || {
         let now = templates(&node).await.remove(0);
@@ -269,16 +256,21 @@ async fn a_template_whose_guest_kvm_gives_up_on_is_made_once_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_template_that_the_vmm_refuses_is_never_tried_again() {
+async fn a_template_that_the_vmm_refuses_is_made_anew_once() {
     let node = start().await;
-    ready(&node, 1).await;
+    let before = ready(&node, 1).await.remove(0);
     node.host.inject(FaultPoint::Restore, Fault::Fail, 1);
     assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
-    let refused_one = templates(&node).await.remove(0);
-    assert_eq!(refused_one["state"], "failed");
+    let next = ready(&node, 1).await.remove(0);
+    assert_ne!(next["files"]["made_at"], before["files"]["made_at"]);
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
+    node.host.inject(FaultPoint::Restore, Fault::Fail, 1);
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
+    let refused_again = templates(&node).await.remove(0);
+    assert_eq!(refused_again["state"], "failed");
     assert!(
-        refused_one["why"].as_str().unwrap().contains("Refused"),
-        "{refused_one}"
+        refused_again["why"].as_str().unwrap().contains("Refused"),
+        "{refused_again}"
     );
     // Neither the fork nor the boot in its place.
     node.host.inject(FaultPoint::Kvm, Fault::Fail, 2);
@@ -290,12 +282,67 @@ async fn a_template_that_the_vmm_refuses_is_never_tried_again() {
     node.assert_nothing_is_left();
 }
 
+/// What somebody can do to the files of the template at this path.
+type Damage = fn(&Path);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_goes_on_from_files_that_were_touched() {
+    let damages: [(&str, Damage); 4] = [
+        ("written", |place| fs::write(place.join("memory"), "x").unwrap()),
+        ("cut", |place| {
+            let state = fs::File::options().write(true).open(place.join("state"));
+            state.unwrap().set_len(1).unwrap();
+        }),
+        ("exchanged", |place| {
+            let other = place.with_extension("other");
+            fs::write(&other, "").unwrap();
+            fs::rename(other, place.join("state")).unwrap();
+        }),
+        ("removed", |place| fs::remove_dir_all(place).unwrap()),
+    ];
+    let mut node = start().await;
+    for (name, damage) in damages {
+        // The next daemon is not angry about what happened under the one before.
+        node.kill_daemon().await;
+        let before = ready(&node, 1).await.remove(0);
+        let forked = node.run_pod("first").await.unwrap();
+        let origin = before["origin"].as_str().unwrap();
+        damage(&node.path("run/templates").join(origin));
+        assert_eq!(
+            start_and_remove(&node, node.pod_config("web")).await,
+            "boot",
+            "{name}"
+        );
+        let after = ready(&node, 1).await.remove(0);
+        assert_ne!(after["files"]["made_at"], before["files"]["made_at"], "{name}");
+        assert_eq!(after["origin"], before["origin"]);
+        assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
+        assert_eq!(node.pod_state(&forked).await, cri::PodSandboxState::SandboxReady);
+        node.remove_pod(&forked).await.unwrap();
+        node.assert_nothing_is_left();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_that_changed_while_no_daemon_looked_is_made_anew() {
+    let mut node = start().await;
+    let before = ready(&node, 1).await.remove(0);
+    node.stop_daemon().await;
+    let origin = before["origin"].as_str().unwrap();
+    fs::write(node.path("run/templates").join(origin).join("memory"), "x").unwrap();
+    node.start_daemon().await;
+    let after = ready(&node, 1).await.remove(0);
+    assert_ne!(after["files"]["made_at"], before["files"]["made_at"]);
+    assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
+    node.assert_nothing_is_left();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_is_full_costs_the_template_and_no_pod() {
     let node = start().await;
     ready(&node, 1).await;
     node.host.inject(FaultPoint::Snapshot, Fault::Fail, 1);
-    std::fs::write(node.path("parts/initramfs"), "another agent").unwrap();
+    fs::write(node.path("parts/initramfs"), "another agent").unwrap();
     assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
     eventually("the template has failed", async || {
         templates(&node).await[0]["state"] == "failed"
@@ -303,7 +350,7 @@ async fn a_disk_that_is_full_costs_the_template_and_no_pod() {
     .await;
     let why = templates(&node).await[0]["why"].to_string();
     assert!(why.contains("No space left on device"), "{why}");
-    assert_eq!(std::fs::read_dir(node.path("run/templates")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(node.path("run/templates")).unwrap().count(), 0);
     assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "boot");
     node.assert_nothing_is_left();
 }
@@ -324,13 +371,13 @@ async fn the_next_daemon_finds_them_and_makes_those_that_are_not_whole() {
     let place = node
         .path("run/templates")
         .join(before[0]["origin"].as_str().unwrap());
-    std::fs::create_dir(place.with_extension("new")).unwrap();
-    std::fs::remove_file(place.join("state")).unwrap();
+    fs::create_dir(place.with_extension("new")).unwrap();
+    fs::remove_file(place.join("state")).unwrap();
     node.start_daemon().await;
     let remade = ready(&node, 1).await;
     assert_ne!(remade[0]["files"]["made_at"], before[0]["files"]["made_at"]);
     assert_eq!(start_and_remove(&node, node.pod_config("web")).await, "fork");
-    assert_eq!(std::fs::read_dir(node.path("run/templates")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(node.path("run/templates")).unwrap().count(), 1);
     node.assert_nothing_is_left();
 }
 
@@ -340,7 +387,7 @@ async fn a_daemon_that_is_killed_while_it_makes_one_leaves_nothing_for_long() {
         let mut node = start().await;
         ready(&node, 1).await;
         node.host.inject(FaultPoint::Boot, Fault::Stall, 1);
-        std::fs::write(node.path("parts/vmm"), "another VMM").unwrap();
+        fs::write(node.path("parts/vmm"), "another VMM").unwrap();
         node.kill_daemon().await;
         eventually("the template's guest boots", async || {
             node.host.running().len() == 1

@@ -105,6 +105,12 @@ impl FakeHost {
         lock(&self.shared.faults).insert(point, (fault, times));
     }
 
+    /// Whether a fault that was injected there has not been met as often as it was to be.
+    #[must_use]
+    pub fn is_to_fail(&self, point: FaultPoint) -> bool {
+        lock(&self.shared.faults).contains_key(&point)
+    }
+
     /// Takes back every fault that was injected. What stalls goes on stalling.
     pub fn heal(&self) {
         lock(&self.shared.faults).clear();
