@@ -70,17 +70,22 @@ async fn measure(node: &Node, load: &str) -> Result<()> {
         one_round(&mut entries, round).await?;
         say(&format!("round {round} of {rounds}"))?;
     }
+    let mut lost = 0;
     for entry in entries.iter_mut().filter(|entry| entry.is_whole()) {
-        let flows = network::measure(&entry.peer, rounds, &mut entry.network);
-        flows.await.context(entry.peer.name)?;
-        let rate = entry.peer.at_once(at_once).await.context(entry.peer.name)?;
+        let (peer, figures) = (&entry.peer, &mut entry.network);
+        let flows = spite_of_losses(&mut lost, async |attempt| {
+            *figures = Figures::default();
+            network::measure(peer, attempt, rounds.min(FLOWS), figures).await
+        });
+        flows.await.context(peer.name)?;
+        let rate = peer.at_once(at_once).await.context(peer.name)?;
         entry.rates.add(AT_ONCE, rate);
         say(&format!(
             "{}: {rate:.2} pods per second of {at_once} at once",
-            entry.peer.name
+            peer.name
         ))?;
     }
-    let reads = image_reads(node, &mut entries, rounds.min(IMAGE_ROUNDS)).await?;
+    let reads = image_reads(node, &mut entries, rounds.min(IMAGE_ROUNDS), &mut lost).await?;
     let boots = block_in_place(|| boots(node, rounds))?;
     let measured = Measured {
         containerd: containerd.map(|containerd| containerd.version),
@@ -88,10 +93,35 @@ async fn measure(node: &Node, load: &str) -> Result<()> {
         entries,
         reads,
         boots,
+        lost,
     };
     let conditions = conditions::describe(node, load, "").await?;
     report::write(node, &conditions, &measured)
 }
+
+/// TCP flows of each peer.
+const FLOWS: usize = 4;
+/// Tries of what a guest does not survive.
+const TRIES: usize = 4;
+
+/// An emulated processor now and then loses a guest that is busy (`deploy/node/README.md`): what was measured in it is measured
+/// again in another pod, aloud, and counted.
+async fn spite_of_losses<T>(lost: &mut usize, mut measure: impl AsyncFnMut(usize) -> Result<T>) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        match measure(attempt).await {
+            Err(error) if attempt < TRIES && format!("{error:#}").contains(LOST) => {
+                say(&format!("a guest was lost, again: {error:#}"))?;
+                *lost += 1;
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// What clearpod says then.
+const LOST: &str = "machine has ended";
 
 /// All that was measured.
 struct Measured {
@@ -102,6 +132,8 @@ struct Measured {
     entries: Vec<Entry>,
     reads: Reads,
     boots: Boots,
+    /// Guests of which something was measured again.
+    lost: usize,
 }
 
 /// Pods of each peer that read an image.
@@ -116,7 +148,7 @@ struct Reads {
 }
 
 /// In turn on the host and in a pod of each peer; then many pods of ours.
-async fn image_reads(node: &Node, entries: &mut [Entry], rounds: usize) -> Result<Reads> {
+async fn image_reads(node: &Node, entries: &mut [Entry], rounds: usize, lost: &mut usize) -> Result<Reads> {
     let mut reads = Reads::default();
     let mebibytes = count("CLEARPOD_BENCH_IMAGE_MIB", 200)?;
     let Some(image) = Image::push(node, mebibytes).await? else {
@@ -128,15 +160,21 @@ async fn image_reads(node: &Node, entries: &mut [Entry], rounds: usize) -> Resul
     for round in 1..=rounds {
         image.read_on_host(&mut reads.on_host).await?;
         for entry in entries.iter_mut().filter(|entry| entry.is_whole()) {
-            let name = format!("reads-{round}");
-            let read = image.read_in_pod(&entry.peer, &name, &mut entry.image);
-            read.await.context(entry.peer.name)?;
+            let (peer, figures) = (&entry.peer, &mut entry.image);
+            let read = spite_of_losses(lost, async |attempt| {
+                let name = format!("reads-{round}-{attempt}");
+                image.read_in_pod(peer, &name, figures).await
+            });
+            read.await.context(peer.name)?;
         }
         say(&format!("image reads: round {round} of {rounds}"))?;
     }
     let pods = count("CLEARPOD_BENCH_SHARING", 20)?;
     let ours = entries.first().context("clearpod comes first")?;
-    reads.sharing = image.share(&ours.peer, pods, &node.images()).await?;
+    let share = spite_of_losses(lost, async |attempt| {
+        image.share(&ours.peer, attempt, pods, &node.images()).await
+    });
+    reads.sharing = share.await?;
     say(&format!("image pages: {}", reads.sharing))?;
     Ok(reads)
 }

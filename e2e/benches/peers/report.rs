@@ -45,6 +45,7 @@ pub(crate) fn write(node: &Node, conditions: &Value, measured: &Measured) -> Res
         entries,
         reads,
         boots,
+        lost,
     } = measured;
     let ratios = ratios(measured);
     let mut out = stderr().lock();
@@ -67,6 +68,7 @@ pub(crate) fn write(node: &Node, conditions: &Value, measured: &Measured) -> Res
         "bundle": node.bundle(),
         "ratios": ratios,
         "left_out": left_out,
+        "guests_lost": lost,
         "idle_pod_pss_mib": ours_kib / 1024.0,
         "peers": peers,
         "plain_file_mib_per_second": reads.on_host.json(),
