@@ -128,7 +128,7 @@ async fn is_set(watch: Option<&AsyncFd<OwnedFd>>) {
             _ => return,
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 #[cfg(test)]

@@ -7,9 +7,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, process, skip, wait};
+use e2e::{Node, PodSpec, process, skip};
 use proto::cri::v1 as cri;
-use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 /// What a container takes and gives back.
@@ -32,12 +31,6 @@ fn limited(name: &str, image: &str, memory_mib: i64) -> cri::ContainerConfig {
     config
 }
 
-async fn vmm_pid(node: &Node, sandbox: &str) -> Result<u32> {
-    let status = node.cri().pod(sandbox).await?;
-    let info: Value = serde_json::from_str(status.info.get("info").context("info")?)?;
-    Ok(info["vmm_pid"].as_u64().context("vmm_pid")?.try_into()?)
-}
-
 /// What a process has in memory, its share of what others have as well.
 fn held_mib(pid: u32) -> Result<u64> {
     let text = fs_err::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
@@ -56,7 +49,7 @@ async fn memory_that_a_container_frees_comes_back_to_the_host() -> Result<()> {
     let config = limited("main", &node.image(), 700);
     let container = cri.create(&sandbox, &pod, config).await?;
     cri.start(&container).await?;
-    let pid = vmm_pid(&node, &sandbox).await?;
+    let pid = node.vmm_pid(&sandbox).await?;
     let before = held_mib(pid)?;
     // One buffer, filled once, and gone with its process.
     let script = format!("dd if=/dev/zero of=/dev/null bs={TAKEN_MIB}M count=1");
@@ -111,7 +104,7 @@ impl Cgroup {
     }
 
     fn limit(&self, mib: u64) -> Result<()> {
-        Ok(fs_err::write(self.0.join("memory.max"), format!("{}M", mib))?)
+        Ok(fs_err::write(self.0.join("memory.max"), format!("{mib}M"))?)
     }
 }
 

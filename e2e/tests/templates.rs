@@ -58,7 +58,7 @@ async fn forks_have_nothing_in_common_that_tells_them_apart() -> Result<()> {
             if name == "time" {
                 clock_is_right(&value)?;
             } else {
-                seen.add(number, name, value);
+                seen.add(number, &name, &value);
             }
         }
     }
@@ -91,9 +91,9 @@ struct Seen {
 }
 
 impl Seen {
-    fn add(&mut self, number: usize, name: String, value: String) {
-        let values = self.values.entry(name.clone()).or_default();
-        if let Some(other) = values.insert(value.clone(), number) {
+    fn add(&mut self, number: usize, name: &str, value: &str) {
+        let values = self.values.entry(name.to_owned()).or_default();
+        if let Some(other) = values.insert(value.to_owned(), number) {
             self.twice
                 .push(format!("pods {other} and {number} both have {name} {value}"));
         }

@@ -183,7 +183,7 @@ impl<T> Book<T> {
             .map(|entry| entry.spoilt.replace(now));
         match before.flatten() {
             Some(before) if now.saturating_duration_since(before) < SPOILS_AGAIN => {
-                self.failed(shape, why, now)
+                self.failed(shape, why, now);
             }
             _ => self.set(shape, Status::Wanted),
         }
