@@ -26,6 +26,17 @@ pub(crate) fn set_realtime(ns: u64) -> rustix::io::Result<()> {
     clock_settime(ClockId::Realtime, time)
 }
 
+/// Moves CLOCK_REALTIME by a difference; what it is then.
+///
+/// # Errors
+/// What clock_settime(2) answers: EINVAL for a time before boot.
+pub(crate) fn move_realtime(by_ns: i64) -> rustix::io::Result<u64> {
+    if by_ns != 0 {
+        set_realtime(realtime_ns().saturating_add_signed(by_ns))?;
+    }
+    Ok(realtime_ns())
+}
+
 /// Clocks that are read here do not run before 1970 or before boot.
 fn nanoseconds(time: Timespec) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);

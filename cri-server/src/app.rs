@@ -17,6 +17,7 @@ use crate::{
         self, Edge,
         socket::{self, DirectoryLock},
     },
+    guest_clock,
     image::{ImageStore, OpenError},
     machine::{Launcher, ScratchError, ScratchTemplate, Shares, Virtiofsd, VmmLauncher},
     metrics::Metrics,
@@ -181,6 +182,7 @@ impl App {
             tracing::info!(socket = %path.display(), "ready");
             self.prepare_scratch().await;
             self.node.tasks.spawn(template::keep(Arc::clone(&self.node)));
+            self.node.tasks.spawn(guest_clock::keep(Arc::clone(&self.node)));
             stop.await;
             Ok::<(), ServeError>(())
         };

@@ -28,6 +28,7 @@ mod directory_watch;
 #[cfg(not(feature = "failpoints"))]
 mod failpoint;
 mod grpc;
+mod guest_clock;
 mod metrics;
 mod sandbox;
 mod stats;

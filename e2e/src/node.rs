@@ -249,9 +249,26 @@ impl Node {
     /// # Errors
     /// With the status of the call, or when it tells nothing.
     pub async fn start_of(&self, sandbox: &str) -> Result<String> {
-        let answer = self.cri().pod(sandbox).await?;
-        let info: Value = serde_json::from_str(answer.info.get("info").context("info")?)?;
+        let info = self.info_of(sandbox).await?;
         Ok(info["start"].as_str().context("start")?.to_owned())
+    }
+
+    /// The process of a sandbox's VMM.
+    ///
+    /// # Errors
+    /// With the status of the call, or when it tells nothing.
+    pub async fn vmm_pid(&self, sandbox: &str) -> Result<u32> {
+        let info = self.info_of(sandbox).await?;
+        Ok(info["vmm_pid"].as_u64().context("vmm_pid")?.try_into()?)
+    }
+
+    /// What the daemon tells of a sandbox beyond CRI.
+    ///
+    /// # Errors
+    /// With the status of the call, or when it tells nothing.
+    pub async fn info_of(&self, sandbox: &str) -> Result<Value> {
+        let answer = self.cri().pod(sandbox).await?;
+        Ok(serde_json::from_str(answer.info.get("info").context("info")?)?)
     }
 
     /// The end of the daemon's log.

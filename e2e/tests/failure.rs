@@ -35,12 +35,6 @@ async fn the_death_of_a_part_costs_what_depends_on_it_and_no_more() -> Result<()
     Ok(())
 }
 
-fn vmm_pid(status: &cri::PodSandboxStatusResponse) -> Result<Pid> {
-    let info: serde_json::Value = serde_json::from_str(status.info.get("info").context("info")?)?;
-    let pid = info["vmm_pid"].as_i64().context("vmm_pid")?;
-    Ok(Pid::from_raw(pid.try_into()?))
-}
-
 /// Waits until the pod is NotReady and its container exited, and removes it; how long that took from now.
 async fn dies(node: &Node, sandbox: &str, container: &str) -> Result<Duration> {
     let cri = node.cri();
@@ -73,7 +67,8 @@ async fn a_killed_vmm_ends_its_pod(node: &Node) -> Result<()> {
     let container = cri
         .run_shell(&sandbox, &pod, "main", &node.image(), "sleep 1000")
         .await?;
-    kill(vmm_pid(&cri.pod(&sandbox).await?)?, Signal::SIGKILL)?;
+    let pid = node.vmm_pid(&sandbox).await?;
+    kill(Pid::from_raw(pid.try_into()?), Signal::SIGKILL)?;
     let took = dies(node, &sandbox, &container).await?;
     ensure!(took <= wait::MACHINE_DEATH, "it took {took:?}");
     Ok(())

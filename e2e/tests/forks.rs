@@ -236,7 +236,8 @@ async fn a_vmm_killed_in_any_phase_of_a_fork_costs_the_fork_and_not_the_pod() ->
     let (cri, pod) = (node.cri(), node.pod("killed"));
     let sandbox = cri.run_pod(&pod).await?;
     let config = PodSpec::shell("main", &node.image(), "sleep 1000");
-    let created = Box::pin(killed_at(&node, point, cri.create(&sandbox, &pod, config))).await?;
+    let create = Box::pin(cri.create(&sandbox, &pod, config));
+    let created = killed_at(&node, point, create).await?;
     let refusal = created
         .err()
         .context("nothing can be made in a Machine that is gone")?;

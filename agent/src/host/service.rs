@@ -203,6 +203,11 @@ impl Agent for Service {
         answer("", Err(Failure::new(ErrorCode::Unsupported, text)))
     }
 
+    async fn move_clock(&self, _: Request<wire::MoveClockRequest>) -> Answer<wire::MoveClockResponse> {
+        let text = "a host pod has the host's clock";
+        answer("", Err(Failure::new(ErrorCode::Unsupported, text)))
+    }
+
     async fn resize(&self, _: Request<wire::ResizeRequest>) -> Answer<wire::ResizeResponse> {
         let text = "a host pod is as large as the host";
         answer("", Err(Failure::new(ErrorCode::Unsupported, text)))

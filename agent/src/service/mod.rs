@@ -15,10 +15,10 @@ use tonic::{Request, Response, Status};
 
 use crate::container::registry::Member as _;
 use crate::container::{create, remove};
-use crate::error::Failure;
+use crate::error::{Context as _, Failure};
 use crate::pod::Pod;
 use crate::shutdown::Shutdown;
-use crate::{sandbox, stats};
+use crate::{clock, sandbox, stats};
 
 /// Implements `agent.v1.Agent`.
 #[derive(Debug, Clone)]
@@ -79,6 +79,14 @@ impl Agent for Service {
             Ok(wire::GoOnResponse {})
         });
         self.answer("", call).await
+    }
+
+    async fn move_clock(&self, request: Request<wire::MoveClockRequest>) -> Answer<wire::MoveClockResponse> {
+        let by_ns = request.into_inner().by_ns;
+        let moved = clock::move_realtime(by_ns)
+            .context(ErrorCode::System, || format!("move the clock by {by_ns} ns"))
+            .map(|realtime_ns| wire::MoveClockResponse { realtime_ns });
+        self.answer("", async { moved }).await
     }
 
     async fn configure_sandbox(

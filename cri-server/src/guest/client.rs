@@ -33,6 +33,7 @@ mod deadline {
     pub(super) const INFO: Duration = Duration::from_secs(10);
     /// Finds a few devices.
     pub(super) const GO_ON: Duration = Duration::from_secs(10);
+    pub(super) const MOVE_CLOCK: Duration = Duration::from_secs(10);
     pub(super) const CONFIGURE_SANDBOX: Duration = Duration::from_secs(30);
     /// Finds and mounts disks.
     pub(super) const CREATE_CONTAINER: Duration = Duration::from_secs(60);
@@ -136,6 +137,17 @@ impl GuestClient {
         let mut agent = self.agent.clone();
         call("let the guest go on", deadline::GO_ON, agent.go_on(request)).await?;
         Ok(())
+    }
+
+    /// Moves the guest's time of day by a difference; nanoseconds since the epoch of what it says it is then.
+    ///
+    /// # Errors
+    /// [`GuestError`]
+    pub async fn move_clock(&self, by_ns: i64) -> Result<u64, GuestError> {
+        let mut agent = self.agent.clone();
+        let answer = agent.move_clock(v1::MoveClockRequest { by_ns });
+        let told = call("move the guest's clock", deadline::MOVE_CLOCK, answer).await?;
+        Ok(told.realtime_ns)
     }
 
     /// Gives the guest its name, network, clock and scratch disk. Again only with equal content.

@@ -192,7 +192,7 @@ pub(super) fn told(plan: &SandboxPlan, exit: MachineExit) -> String {
             .as_ref()
             .is_some_and(|plan| plan.cgroup.oom_kills() > 0);
     if killed_for_memory {
-        "the host killed the VMM since it, the pod's cgroup or the one above was out of memory".to_owned()
+        "the host killed the VMM: it was out of memory, or a cgroup of the pod was".to_owned()
     } else {
         exit.to_string()
     }

@@ -113,7 +113,8 @@ async fn a_vmm_killed_between_any_two_steps_of_a_fork_costs_the_fork_and_not_the
         let pod = node.run_pod("web").await.unwrap();
         assert_eq!(start_of(&node, &pod).await, "fork");
         let config = node.container_config("c", &["sleep", "infinity"]);
-        let refusal = match Box::pin(killed_at(&node, point, node.create(&pod, config))).await {
+        let create = Box::pin(node.create(&pod, config));
+        let refusal = match killed_at(&node, point, create).await {
             Err(refusal) => refusal,
             // It was made by then: that the guest is gone shows at its start.
             Ok(container) => node.start_container(&container).await.unwrap_err(),

@@ -5,6 +5,7 @@
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 mod authority;
+mod clock;
 mod confinement;
 mod events;
 mod exec;

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Cri, Figures, Node, PodSpec, process};
+use e2e::{Figures, Node, PodSpec, process};
 use serde_json::Value;
 
 /// What the pods told.
@@ -38,7 +38,7 @@ pub(crate) async fn one(node: &Node, number: usize, pods: &mut Pods) -> Result<(
     since(&mut pods.calls, "ExecSync", began);
     ensure!(code == 0, "true ended with {code}: {said}");
 
-    let info = info(&cri, &sandbox).await?;
+    let info = node.info_of(&sandbox).await?;
     add_phases(&info, &mut pods.phases);
     add_memory(node, &info, &mut pods.memory)?;
 
@@ -58,18 +58,11 @@ pub(crate) async fn guest_of_a_pod(node: &Node) -> Result<(String, String, u64)>
         .await?;
     let (_, words, _) = cri.exec(&container, "cat /proc/cmdline").await?;
     let (_, release, _) = cri.exec(&container, "uname -rv").await?;
-    let memory = info(&cri, &sandbox).await?["memory_mib"]
+    let memory = node.info_of(&sandbox).await?["memory_mib"]
         .as_u64()
         .context("memory_mib")?;
     cri.remove_pod(&sandbox).await?;
     Ok((words.trim().to_owned(), release.trim().to_owned(), memory))
-}
-
-async fn info(cri: &Cri, sandbox: &str) -> Result<Value> {
-    let status = cri.pod(sandbox).await?;
-    Ok(serde_json::from_str(
-        status.info.get("info").context("verbose info")?,
-    )?)
 }
 
 fn since(figures: &mut Figures, name: &str, began: Instant) {

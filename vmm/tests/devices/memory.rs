@@ -151,3 +151,36 @@ fn freed_memory_is_reported_and_a_balloon_takes_some_by_wish() {
     }
     stop(guest);
 }
+
+/// The guest's kernel takes back what the balloon has before it kills anybody for memory.
+#[test]
+fn a_balloon_gives_way_when_the_guest_is_at_its_limit() {
+    let Some(artifacts) = Artifacts::find() else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let script = format!(
+        "echo READY; {UNTIL_TOLD} dd if=/dev/zero of=/dev/null bs=120M count=1 2>/dev/null && echo HAD IT; \
+         dmesg | grep -c 'Out of memory' || true; while true; do sleep 1000; done"
+    );
+    let mut guest = Guest::boot_with(&artifacts, &script, |config| {
+        config.memory_mib = 256;
+        config.devices.push(Device::Balloon {
+            id: "balloon".to_owned(),
+        });
+    });
+    guest.wait_for("READY");
+    let held_mib = 160;
+    assert_eq!(guest.ask(&Request::ResizeBalloon { held_mib }), Response::Done {});
+    wait_until(&mut guest, "the balloon has the size", |guest| {
+        stats(guest).balloon.unwrap().held_mib == held_mib
+    });
+    tell(&mut guest, &directory);
+    guest.wait_for("HAD IT\r\n0");
+    let left = stats(&mut guest).balloon.unwrap().held_mib;
+    assert!(
+        left + 40 < held_mib,
+        "{left} MiB are in the balloon, which gave none"
+    );
+    stop(guest);
+}

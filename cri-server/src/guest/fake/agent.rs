@@ -28,7 +28,7 @@ use super::{
     process::{FakeProcess, State},
     script::{self, Surroundings},
 };
-use crate::guest::ready::PROTOCOL_VERSION;
+use crate::{clock::now_ns, guest::ready::PROTOCOL_VERSION};
 
 /// What the fake guest's agent knows; a test reads it through the methods.
 #[derive(Debug)]
@@ -43,6 +43,8 @@ pub struct FakeAgent {
 struct Guest {
     configured: Option<v1::ConfigureSandboxRequest>,
     went_on: Option<v1::GoOnRequest>,
+    /// By which its clock is wrong.
+    clock_ahead_ns: i64,
     containers: BTreeMap<String, Container>,
     updates: Vec<v1::UpdateContainerRequest>,
     /// What the daemon wanted to be online.
@@ -84,6 +86,17 @@ impl FakeAgent {
     #[must_use]
     pub fn went_on(&self) -> Option<v1::GoOnRequest> {
         lock(&self.state).went_on.clone()
+    }
+
+    /// Makes its clock wrong by this.
+    pub fn set_clock_ahead(&self, ns: i64) {
+        lock(&self.state).clock_ahead_ns = ns;
+    }
+
+    /// By which its clock is wrong.
+    #[must_use]
+    pub fn clock_ahead_ns(&self) -> i64 {
+        lock(&self.state).clock_ahead_ns
     }
 
     /// What a container was created with.
@@ -377,6 +390,17 @@ impl Agent for Service {
         self.0.gate("GoOn").await?;
         lock(&self.0.state).went_on = Some(request.into_inner());
         Ok(Response::new(v1::GoOnResponse {}))
+    }
+
+    async fn move_clock(
+        &self,
+        request: Request<v1::MoveClockRequest>,
+    ) -> Result<Response<v1::MoveClockResponse>, Status> {
+        self.0.gate("MoveClock").await?;
+        let mut state = lock(&self.0.state);
+        state.clock_ahead_ns = state.clock_ahead_ns.saturating_add(request.into_inner().by_ns);
+        let realtime_ns = u64::try_from(now_ns().saturating_add(state.clock_ahead_ns)).unwrap_or_default();
+        Ok(Response::new(v1::MoveClockResponse { realtime_ns }))
     }
 
     async fn configure_sandbox(

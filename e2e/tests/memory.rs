@@ -1,0 +1,238 @@
+//! Memory that pods give back, and memory that is not there.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Node, PodSpec, process, skip};
+use proto::cri::v1 as cri;
+use tokio::time::{Instant, sleep};
+
+/// What a container takes and gives back.
+const TAKEN_MIB: u64 = 512;
+/// In which nine tenths of it are back; an emulated node may take four times as long.
+const GIVEN_BACK: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A container's memory may not be all of this more than the pod has without it.
+fn limited(name: &str, image: &str, memory_mib: i64) -> cri::ContainerConfig {
+    let mut config = PodSpec::shell(name, image, "sleep 1000");
+    let resources = cri::LinuxContainerResources {
+        memory_limit_in_bytes: memory_mib << 20,
+        ..Default::default()
+    };
+    config.linux = Some(cri::LinuxContainerConfig {
+        resources: Some(resources),
+        ..Default::default()
+    });
+    config
+}
+
+/// What a process has in memory, its share of what others have as well.
+fn held_mib(pid: u32) -> Result<u64> {
+    let text = fs_err::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    Ok(process::field_kib(&text, "Pss").context("Pss")? >> 10)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_that_a_container_frees_comes_back_to_the_host() -> Result<()> {
+    if skip("memory_that_a_container_frees_comes_back_to_the_host") {
+        return Ok(());
+    }
+    let node = Node::start().await?;
+    let cri = node.cri();
+    let pod = node.pod("memory");
+    let sandbox = cri.run_pod(&pod).await?;
+    let config = limited("main", &node.image(), 700);
+    let container = cri.create(&sandbox, &pod, config).await?;
+    cri.start(&container).await?;
+    let pid = node.vmm_pid(&sandbox).await?;
+    let before = held_mib(pid)?;
+    // One buffer, filled once, and gone with its process.
+    let script = format!("dd if=/dev/zero of=/dev/null bs={TAKEN_MIB}M count=1");
+    let mut taking = Box::pin(cri.exec(&container, &script));
+    let mut peak = before;
+    let (code, _, err) = loop {
+        tokio::select! {
+            ended = &mut taking => break ended?,
+            () = sleep(PAUSE) => peak = peak.max(held_mib(pid)?),
+        }
+    };
+    ensure!(code == 0, "{code} {err}");
+    let ended = Instant::now();
+    ensure!(peak >= before + TAKEN_MIB * 9 / 10, "{before} MiB, then {peak}");
+    let enough = before + (peak - before) / 10;
+    let (mut after_10, mut back) = (None, None);
+    while back.is_none() || after_10.is_none() {
+        let (now, elapsed) = (held_mib(pid)?, ended.elapsed());
+        if now <= enough {
+            back.get_or_insert(elapsed);
+        }
+        if elapsed >= GIVEN_BACK {
+            after_10.get_or_insert(now);
+        }
+        ensure!(
+            elapsed <= 4 * GIVEN_BACK,
+            "{before} MiB before, {peak} at most, {now} MiB {elapsed:?} later"
+        );
+        sleep(PAUSE).await;
+    }
+    println!(
+        "{before} MiB before, {peak} at most, {} after 10 s; nine tenths were back after {:.1} s",
+        after_10.unwrap_or_default(),
+        back.unwrap_or_default().as_secs_f64()
+    );
+    cri.remove_pod(&sandbox).await?;
+    Ok(())
+}
+
+/// A parent cgroup for pods that may take no more than this; removed when it is dropped.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    const NAME: &str = "/e2e-short";
+
+    fn new() -> Result<Self> {
+        let root = Path::new("/sys/fs/cgroup");
+        fs_err::write(root.join("cgroup.subtree_control"), "+memory")?;
+        let path = root.join(Self::NAME.trim_start_matches('/'));
+        fs_err::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    fn limit(&self, mib: u64) -> Result<()> {
+        Ok(fs_err::write(self.0.join("memory.max"), format!("{mib}M"))?)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        drop(fs_err::remove_dir(&self.0));
+    }
+}
+
+const WANT: &str = "out of memory";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_for_which_the_host_has_no_memory_is_the_only_one_to_go() -> Result<()> {
+    if skip("a_pod_for_which_the_host_has_no_memory_is_the_only_one_to_go") {
+        return Ok(());
+    }
+    let node = Node::start().await?;
+    node.set_plain_network()?;
+    let cgroup = Cgroup::new()?;
+    let before = node.traces();
+    let cri = node.cri();
+    let other = node.pod("other");
+    let others = cri.run_pod(&other).await?;
+    let witness = cri
+        .run_shell(&others, &other, "main", &node.image(), "sleep 1000")
+        .await?;
+
+    let mut pod = node.pod("short");
+    let parent = Cgroup::NAME.to_owned();
+    pod.config.linux = Some(cri::LinuxPodSandboxConfig {
+        cgroup_parent: parent,
+        ..Default::default()
+    });
+    // A fork takes twice as much of its own.
+    cgroup.limit(2)?;
+    let started = cri.run_pod(&pod).await;
+    let refusal = started.err().context("a Machine in 2 MiB")?;
+    println!("{refusal}");
+    ensure!(refusal.message().contains(WANT), "{refusal}");
+    let log = node.daemon_log();
+    ensure!(log.contains("it is started once more, by a boot"), "{log}");
+
+    cgroup.limit(300)?;
+    let sandbox = cri.run_pod(&pod).await?;
+    let start = node.start_of(&sandbox).await?;
+    ensure!(
+        start == "fork",
+        "a kill says nothing of the template, and it is a {start}"
+    );
+    let container = cri
+        .create(&sandbox, &pod, limited("main", &node.image(), 700))
+        .await?;
+    cri.start(&container).await?;
+    let script = format!("dd if=/dev/zero of=/dev/null bs={TAKEN_MIB}M count=1");
+    let taken = cri.exec(&container, &script).await;
+    ensure!(!matches!(taken, Ok((0, ..))), "there are not {TAKEN_MIB} MiB");
+    let ended = cri.ended(&container).await?;
+    println!("{taken:?} {ended:?}");
+    ensure!(ended.exit_code != 0 && ended.message.contains(WANT), "{ended:?}");
+    cri.remove_pod(&sandbox).await?;
+
+    let (code, out, err) = cri.exec(&witness, "echo lives").await?;
+    ensure!((code, out.as_str()) == (0, "lives\n"), "{code} {out} {err}");
+    cri.remove_pod(&others).await?;
+    let after = node.traces();
+    ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
+    // Only possible when no pod's cgroup is left in it.
+    Ok(fs_err::remove_dir(&cgroup.0)?)
+}
+
+/// Some memory for files, mounted as long as this lives.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn new(path: PathBuf) -> Result<Self> {
+        fs_err::create_dir_all(&path)?;
+        mount(&["-t", "tmpfs", "-o", "size=70m", "none"], &path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("--lazy").arg(&self.0).output());
+    }
+}
+
+fn mount(arguments: &[&str], path: &Path) -> Result<()> {
+    let output = Command::new("mount").args(arguments).arg(path).output()?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn templates_for_which_there_is_no_room_cost_no_pod() -> Result<()> {
+    if skip("templates_for_which_there_is_no_room_cost_no_pod") {
+        return Ok(());
+    }
+    let mut node = Node::start().await?;
+    node.kill_daemon().await?;
+    let small = Tmpfs::new(tempfile::tempdir_in("/run")?.keep())?;
+    node.write_config(&format!(
+        "[machine.templates]\ndirectory = \"{}\"\n",
+        small.0.display()
+    ))?;
+    node.set_plain_network()?;
+    node.start_daemon().await?;
+    let before = node.traces();
+    let template = node.templates().await?.remove(0);
+    ensure!(
+        template["state"] == "failed" && template["why"].to_string().contains("are free in its directory"),
+        "{template}"
+    );
+    let left = fs_err::read_dir(&small.0)?.count();
+    ensure!(left == 0, "{left} are left of a template that was not made");
+    let cri = node.cri();
+    let sandbox = cri.run_pod(&node.pod("pod")).await?;
+    let start = node.start_of(&sandbox).await?;
+    cri.remove_pod(&sandbox).await?;
+    ensure!(start == "boot", "{start}");
+    ensure!(before == node.traces(), "{:#?}", node.traces());
+    // With more room the next daemon makes it.
+    node.kill_daemon().await?;
+    mount(&["-o", "remount,size=500m"], &small.0)?;
+    node.start_daemon().await?;
+    let sandbox = node.cri().run_pod(&node.pod("pod")).await?;
+    let start = node.start_of(&sandbox).await?;
+    node.cri().remove_pod(&sandbox).await?;
+    ensure!(start == "fork", "{start}\n{}", node.daemon_log());
+    node.kill_daemon().await
+}
