@@ -35,8 +35,12 @@ pub(crate) fn attach(
             filesystem,
             options,
             content,
-        } => new_file_system(filesystem, &outside(options, namespace)?, *content)
-            .and_then(|mount| own_root(mount, filesystem, namespace)),
+        } => new_file_system(
+            filesystem,
+            &readable(filesystem, outside(options, namespace)?),
+            *content,
+        )
+        .and_then(|mount| own_root(mount, filesystem, namespace)),
         Source::Bind { base, path } => rustix::fs::open(base, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .map_err(io::Error::from)
             .and_then(|base| paths::open(base, path, OFlags::PATH))
@@ -87,6 +91,18 @@ fn outside(
         Ok((key.clone(), Some(id.to_string())))
     });
     outside.collect()
+}
+
+/// The options without owners that the file system cannot read: devpts takes ids for signed numbers (Linux 6.12,
+/// `fs/devpts/inode.c`) and refuses those beyond, which kubelet gives to pods as well. Without a group for all, a terminal gets
+/// that of whoever opens it.
+fn readable(filesystem: &str, mut options: Vec<(String, Option<String>)>) -> Vec<(String, Option<String>)> {
+    let is_owner = |key: &str| ["uid", "gid"].contains(&key);
+    let is_signed = |value: &Option<String>| value.as_ref().is_some_and(|id| id.parse::<i32>().is_ok());
+    if filesystem == "devpts" {
+        options.retain(|(key, value)| !is_owner(key) || is_signed(value));
+    }
+    options
 }
 
 /// Gives the root directory to the namespace's root, where the kernel makes it for the guest's root whoever mounts it. What
@@ -254,4 +270,21 @@ pub(crate) fn enter_empty_root() -> Result<(), Failure> {
     let target = rootfs::open_path("/proc")?;
     place(&empty, &target).context(ErrorCode::Mount, || "attach the empty root".to_owned())?;
     rootfs::enter(&empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devpts_gets_no_owner_that_it_cannot_read() {
+        let options = |gid: &str| {
+            [("mode", "0620"), ("gid", gid)].map(|(key, value)| (key.to_owned(), Some(value.to_owned())))
+        };
+        let large = options("2497052677").to_vec();
+        assert_eq!(readable("devpts", large.clone()), options("").get(..1).unwrap());
+        assert_eq!(readable("tmpfs", large.clone()), large);
+        let small = options("7300005").to_vec();
+        assert_eq!(readable("devpts", small.clone()), small);
+    }
 }
