@@ -38,11 +38,21 @@ fn held_mib(pid: u32) -> Result<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_that_a_container_frees_comes_back_to_the_host() -> Result<()> {
-    if skip("memory_that_a_container_frees_comes_back_to_the_host") {
+async fn memory_comes_back_and_its_want_costs_one_pod() -> Result<()> {
+    if skip("memory_comes_back_and_its_want_costs_one_pod") {
         return Ok(());
     }
     let node = Node::start().await?;
+    node.set_plain_network()?;
+    let figures = what_a_container_frees_comes_back(&node).await;
+    println!("{}", figures.context("freed memory")?);
+    a_pod_without_memory_is_the_only_one_to_go(&node)
+        .await
+        .context("want of memory")
+}
+
+/// In words, how much of it and when.
+async fn what_a_container_frees_comes_back(node: &Node) -> Result<String> {
     let cri = node.cri();
     let pod = node.pod("memory");
     let sandbox = cri.run_pod(&pod).await?;
@@ -80,13 +90,12 @@ async fn memory_that_a_container_frees_comes_back_to_the_host() -> Result<()> {
         );
         sleep(PAUSE).await;
     }
-    println!(
+    cri.remove_pod(&sandbox).await?;
+    Ok(format!(
         "{before} MiB before, {peak} at most, {} after 10 s; nine tenths were back after {:.1} s",
         after_10.unwrap_or_default(),
         back.unwrap_or_default().as_secs_f64()
-    );
-    cri.remove_pod(&sandbox).await?;
-    Ok(())
+    ))
 }
 
 /// A parent cgroup for pods that may take no more than this; removed when it is dropped.
@@ -116,13 +125,7 @@ impl Drop for Cgroup {
 
 const WANT: &str = "out of memory";
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_for_which_the_host_has_no_memory_is_the_only_one_to_go() -> Result<()> {
-    if skip("a_pod_for_which_the_host_has_no_memory_is_the_only_one_to_go") {
-        return Ok(());
-    }
-    let node = Node::start().await?;
-    node.set_plain_network()?;
+async fn a_pod_without_memory_is_the_only_one_to_go(node: &Node) -> Result<()> {
     let cgroup = Cgroup::new()?;
     let before = node.traces();
     let cri = node.cri();
@@ -142,7 +145,6 @@ async fn a_pod_for_which_the_host_has_no_memory_is_the_only_one_to_go() -> Resul
     cgroup.limit(2)?;
     let started = cri.run_pod(&pod).await;
     let refusal = started.err().context("a Machine in 2 MiB")?;
-    println!("{refusal}");
     ensure!(refusal.message().contains(WANT), "{refusal}");
     let log = node.daemon_log();
     ensure!(log.contains("it is started once more, by a boot"), "{log}");
@@ -162,7 +164,6 @@ async fn a_pod_for_which_the_host_has_no_memory_is_the_only_one_to_go() -> Resul
     let taken = cri.exec(&container, &script).await;
     ensure!(!matches!(taken, Ok((0, ..))), "there are not {TAKEN_MIB} MiB");
     let ended = cri.ended(&container).await?;
-    println!("{taken:?} {ended:?}");
     ensure!(ended.exit_code != 0 && ended.message.contains(WANT), "{ended:?}");
     cri.remove_pod(&sandbox).await?;
 
