@@ -43,7 +43,7 @@ fn main() -> Result<()> {
     };
     let scratch = tempfile::tempdir_in("/run")?;
     let vmm = bundle.join("bin/clearpod-vmm");
-    let mut steps = step::all(&vmm, scratch.path())?;
+    let mut steps = step::all(&payload.kernel, scratch.path())?;
     let qemu = Qemu::prepare(&payload)?;
     let mut of_qemu = Figures::default();
     for round in 0..=rounds {
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
         for turn in 0..steps.len() {
             let number = (round + turn) % steps.len();
             if let Some(step) = steps.get_mut(number) {
-                step.boot(&payload).context(step.name)?;
+                step.boot(&vmm, &payload).context(step.name)?;
             }
         }
         qemu.boot(&mut of_qemu)?;
