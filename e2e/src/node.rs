@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 
 use crate::{
     cri::{Cri, PodSpec},
-    crictl, require, traces, wait,
+    crictl, lost, require, traces, wait,
 };
 
 /// Name of the image in the node's registry.
@@ -406,6 +406,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        lost::look(&fs_err::read_to_string(self.run.path().join("daemon.log")).unwrap_or_default());
         // Pods of a test that failed must not outlive it.
         for trace in self.traces() {
             let pid = trace.strip_prefix("process ").and_then(|pid| pid.parse().ok());

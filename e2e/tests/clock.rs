@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, skip, wait};
+use e2e::{Node, on_a_node, skip, wait};
 use proto::cri::v1 as cri;
 
 const HOUR: i64 = 3600;
@@ -66,46 +66,49 @@ async fn guests_follow_the_hosts_clock_and_nothing_ends_by_it() -> Result<()> {
     if skip("guests_follow_the_hosts_clock_and_nothing_ends_by_it") {
         return Ok(());
     }
-    let node = Node::start().await?;
-    node.set_plain_network()?;
-    let cri = node.cri();
-    let pod = node.pod("before");
-    let sandbox = cri.run_pod(&pod).await?;
-    let container = cri.run_shell(&sandbox, &pod, "main", &node.image(), TICK).await?;
-    is_right(&node, &container).await?;
-    for jump in [HOUR, -HOUR] {
-        let shifted = Shifted::by(jump)?;
-        is_right(&node, &container)
-            .await
-            .with_context(|| format!("{jump} s:\n{}", node.daemon_log()))?;
-        goes_on_and_is_right(&node, &format!("during{jump}"))
-            .await
-            .with_context(|| format!("{jump} s:\n{}", node.daemon_log()))?;
-        let lines = node.log("before", "main").len();
-        wait::until(wait::CONTAINER, "the log to go on", async || {
-            (node.log("before", "main").len() > lines + 1).then_some(())
-        })
-        .await?;
-        drop(shifted);
-        is_right(&node, &container)
-            .await
-            .with_context(|| format!("{jump} s and back:\n{}", node.daemon_log()))?;
-    }
-    let ready = cri.pod(&sandbox).await?.status.unwrap_or_default().state();
-    ensure!(ready == cri::PodSandboxState::SandboxReady, "{ready:?}");
-    let status = cri.container(&container).await?;
-    ensure!(
-        status.state() == cri::ContainerState::ContainerRunning,
-        "{status:?}"
-    );
-    cri.stop(&container, 1).await?;
-    let log = node.log("before", "main");
-    ensure!(
-        log.iter()
-            .all(|(stream, line)| stream == "stdout" && line.parse::<i64>().is_ok())
-    );
-    cri.remove_pod(&sandbox).await?;
-    Ok(())
+    on_a_node(async || {
+        let node = Node::start().await?;
+        node.set_plain_network()?;
+        let cri = node.cri();
+        let pod = node.pod("before");
+        let sandbox = cri.run_pod(&pod).await?;
+        let container = cri.run_shell(&sandbox, &pod, "main", &node.image(), TICK).await?;
+        is_right(&node, &container).await?;
+        for jump in [HOUR, -HOUR] {
+            let shifted = Shifted::by(jump)?;
+            is_right(&node, &container)
+                .await
+                .with_context(|| format!("{jump} s:\n{}", node.daemon_log()))?;
+            goes_on_and_is_right(&node, &format!("during{jump}"))
+                .await
+                .with_context(|| format!("{jump} s:\n{}", node.daemon_log()))?;
+            let lines = node.log("before", "main").len();
+            wait::until(wait::CONTAINER, "the log to go on", async || {
+                (node.log("before", "main").len() > lines + 1).then_some(())
+            })
+            .await?;
+            drop(shifted);
+            is_right(&node, &container)
+                .await
+                .with_context(|| format!("{jump} s and back:\n{}", node.daemon_log()))?;
+        }
+        let ready = cri.pod(&sandbox).await?.status.unwrap_or_default().state();
+        ensure!(ready == cri::PodSandboxState::SandboxReady, "{ready:?}");
+        let status = cri.container(&container).await?;
+        ensure!(
+            status.state() == cri::ContainerState::ContainerRunning,
+            "{status:?}"
+        );
+        cri.stop(&container, 1).await?;
+        let log = node.log("before", "main");
+        ensure!(
+            log.iter()
+                .all(|(stream, line)| stream == "stdout" && line.parse::<i64>().is_ok())
+        );
+        cri.remove_pod(&sandbox).await?;
+        Ok(())
+    })
+    .await
 }
 
 /// The next pod goes on from a template that is older or younger than it was.

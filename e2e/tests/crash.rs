@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Node, PodSpec, skip, wait};
+use e2e::{Node, PodSpec, on_a_node, skip, wait};
 use proto::cri::v1 as cri;
 
 const START: [&str; 7] = [
@@ -32,30 +32,33 @@ async fn a_daemon_killed_between_any_two_steps_leaves_nothing() -> Result<()> {
     if skip("a_daemon_killed_between_any_two_steps_leaves_nothing") {
         return Ok(());
     }
-    let program = std::env::var_os("CLEARPOD_FAILPOINTS").context("CLEARPOD_FAILPOINTS is not set")?;
-    let mut node = Node::start().await?;
-    let mut killer = Killer {
-        program: program.into(),
-        before: node.traces(),
-    };
-    for point in START {
-        killer.in_a_start(&mut node, point).await.context(point)?;
-    }
-    for point in CREATE {
-        Box::pin(killer.in_a_create(&mut node, point))
-            .await
-            .context(point)?;
-    }
-    for point in END {
-        killer.in_a_removal(&mut node, point).await.context(point)?;
-    }
-    // After all of that the node does its work as on the first day.
-    let (pod, sandbox) = ready_pod(&node).await?;
-    let container = running(&node, &pod, &sandbox).await?;
-    let (code, out, _) = node.cri().exec(&container, "echo works").await?;
-    ensure!((code, out.as_str()) == (0, "works\n"), "{code} {out}");
-    node.cri().remove_pod(&sandbox).await?;
-    killer.nothing_is_left(&node)
+    on_a_node(async || {
+        let program = std::env::var_os("CLEARPOD_FAILPOINTS").context("CLEARPOD_FAILPOINTS is not set")?;
+        let mut node = Node::start().await?;
+        let mut killer = Killer {
+            program: program.into(),
+            before: node.traces(),
+        };
+        for point in START {
+            killer.in_a_start(&mut node, point).await.context(point)?;
+        }
+        for point in CREATE {
+            Box::pin(killer.in_a_create(&mut node, point))
+                .await
+                .context(point)?;
+        }
+        for point in END {
+            killer.in_a_removal(&mut node, point).await.context(point)?;
+        }
+        // After all of that the node does its work as on the first day.
+        let (pod, sandbox) = ready_pod(&node).await?;
+        let container = running(&node, &pod, &sandbox).await?;
+        let (code, out, _) = node.cri().exec(&container, "echo works").await?;
+        ensure!((code, out.as_str()) == (0, "works\n"), "{code} {out}");
+        node.cri().remove_pod(&sandbox).await?;
+        killer.nothing_is_left(&node)
+    })
+    .await
 }
 
 struct Killer {

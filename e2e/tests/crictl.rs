@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, skip, wait};
+use e2e::{Node, on_a_node, skip, wait};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -51,31 +51,34 @@ async fn every_command() -> Result<()> {
     if skip("every_command") {
         return Ok(());
     }
-    let node = Node::start().await?;
-    let mut crictl = Crictl {
-        node: &node,
-        run: BTreeSet::new(),
-    };
-    let pod = crictl
-        .pods_and_containers()
-        .await
-        .context("pods and containers")?;
-    crictl.streams(&pod).await.context("streams")?;
-    crictl.numbers(&pod).await.context("numbers")?;
-    crictl.runtime_and_images().await.context("runtime and images")?;
-    crictl.removal(&pod).await.context("removal")?;
-    let help = node.crictl(&["--help"]).await?;
-    for command in commands(&help) {
-        let said = table().get(command.as_str()).copied();
-        let said =
-            said.with_context(|| format!("crictl has a command that is not in the table: {command}"))?;
-        ensure!(
-            (said == "yes") == crictl.run.contains(&command),
-            "{command}: the table says {said}, and the test ran {:?}",
-            crictl.run
-        );
-    }
-    Ok(())
+    on_a_node(async || {
+        let node = Node::start().await?;
+        let mut crictl = Crictl {
+            node: &node,
+            run: BTreeSet::new(),
+        };
+        let pod = crictl
+            .pods_and_containers()
+            .await
+            .context("pods and containers")?;
+        crictl.streams(&pod).await.context("streams")?;
+        crictl.numbers(&pod).await.context("numbers")?;
+        crictl.runtime_and_images().await.context("runtime and images")?;
+        crictl.removal(&pod).await.context("removal")?;
+        let help = node.crictl(&["--help"]).await?;
+        for command in commands(&help) {
+            let said = table().get(command.as_str()).copied();
+            let said =
+                said.with_context(|| format!("crictl has a command that is not in the table: {command}"))?;
+            ensure!(
+                (said == "yes") == crictl.run.contains(&command),
+                "{command}: the table says {said}, and the test ran {:?}",
+                crictl.run
+            );
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// What the later steps work on.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PLUGIN_SECONDS, PodSpec, skip, wait};
+use e2e::{Node, PLUGIN_SECONDS, PodSpec, on_a_node, skip, wait};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -15,24 +15,27 @@ async fn the_death_of_a_part_costs_what_depends_on_it_and_no_more() -> Result<()
     if skip("the_death_of_a_part_costs_what_depends_on_it_and_no_more") {
         return Ok(());
     }
-    let mut node = Node::start().await?;
-    let before = node.traces();
-    a_killed_vmm_ends_its_pod(&node).await.context("killed VMM")?;
-    a_guest_that_panics_ends_its_pod(&node)
-        .await
-        .context("guest panic")?;
-    a_killed_daemon_costs_no_pod_and_no_byte(&mut node)
-        .await
-        .context("killed daemon")?;
-    a_daemon_killed_while_pods_start_leaves_nothing(&mut node)
-        .await
-        .context("daemon killed in a start")?;
-    a_plugin_that_fails_takes_everything_back(&node)
-        .await
-        .context("failing CNI plugin")?;
-    let after = node.traces();
-    ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
-    Ok(())
+    on_a_node(async || {
+        let mut node = Node::start().await?;
+        let before = node.traces();
+        a_killed_vmm_ends_its_pod(&node).await.context("killed VMM")?;
+        a_guest_that_panics_ends_its_pod(&node)
+            .await
+            .context("guest panic")?;
+        a_killed_daemon_costs_no_pod_and_no_byte(&mut node)
+            .await
+            .context("killed daemon")?;
+        a_daemon_killed_while_pods_start_leaves_nothing(&mut node)
+            .await
+            .context("daemon killed in a start")?;
+        a_plugin_that_fails_takes_everything_back(&node)
+            .await
+            .context("failing CNI plugin")?;
+        let after = node.traces();
+        ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
+        Ok(())
+    })
+    .await
 }
 
 /// Waits until the pod is NotReady and its container exited, and removes it; how long that took from now.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, skip, wait};
+use e2e::{Node, PodSpec, on_a_node, skip, wait};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -140,30 +140,33 @@ async fn a_damaged_template_costs_a_boot_and_is_made_anew() -> Result<()> {
     if skip("a_damaged_template_costs_a_boot_and_is_made_anew") {
         return Ok(());
     }
-    let mut node = Node::start().await?;
-    node.set_plain_network()?;
-    let before = node.traces();
-    for (name, damage) in UNDER_A_DAEMON {
-        damaged_under_a_daemon(&node, damage)
-            .await
-            .with_context(|| format!("{name}:\n{}", node.daemon_log()))?;
-        nothing_is_left(&node, &before).context(name)?;
-        // The next daemon has not seen a template spoil, so that it makes the next one at once.
-        node.kill_daemon().await?;
-        node.start_daemon().await?;
-    }
-    let mut damages = WITHOUT_A_DAEMON.to_vec();
-    if std::env::var_os("CLEARPOD_THOROUGH").is_some() {
-        another_shape(&node).await?;
-        damages.extend(MORE_OF_THEM);
-    }
-    for (name, damage, reason) in damages {
-        damaged_without_a_daemon(&mut node, damage, reason)
-            .await
-            .with_context(|| format!("{name}:\n{}", node.daemon_log()))?;
-        nothing_is_left(&node, &before).context(name)?;
-    }
-    starts_by(&node, "fork").await
+    on_a_node(async || {
+        let mut node = Node::start().await?;
+        node.set_plain_network()?;
+        let before = node.traces();
+        for (name, damage) in UNDER_A_DAEMON {
+            damaged_under_a_daemon(&node, damage)
+                .await
+                .with_context(|| format!("{name}:\n{}", node.daemon_log()))?;
+            nothing_is_left(&node, &before).context(name)?;
+            // The next daemon has not seen a template spoil, so that it makes the next one at once.
+            node.kill_daemon().await?;
+            node.start_daemon().await?;
+        }
+        let mut damages = WITHOUT_A_DAEMON.to_vec();
+        if std::env::var_os("CLEARPOD_THOROUGH").is_some() {
+            another_shape(&node).await?;
+            damages.extend(MORE_OF_THEM);
+        }
+        for (name, damage, reason) in damages {
+            damaged_without_a_daemon(&mut node, damage, reason)
+                .await
+                .with_context(|| format!("{name}:\n{}", node.daemon_log()))?;
+            nothing_is_left(&node, &before).context(name)?;
+        }
+        starts_by(&node, "fork").await
+    })
+    .await
 }
 
 /// Pods of another shape come, so that there are two templates.
@@ -217,38 +220,41 @@ async fn a_vmm_killed_in_any_phase_of_a_fork_costs_the_fork_and_not_the_pod() ->
     if skip("a_vmm_killed_in_any_phase_of_a_fork_costs_the_fork_and_not_the_pod") {
         return Ok(());
     }
-    let program = std::env::var_os("CLEARPOD_FAILPOINTS").context("CLEARPOD_FAILPOINTS is not set")?;
-    let mut node = Node::start().await?;
-    node.set_plain_network()?;
-    let before = node.traces();
-    for point in PHASES {
+    on_a_node(async || {
+        let program = std::env::var_os("CLEARPOD_FAILPOINTS").context("CLEARPOD_FAILPOINTS is not set")?;
+        let mut node = Node::start().await?;
+        node.set_plain_network()?;
+        let before = node.traces();
+        for point in PHASES {
+            daemon_that_waits_at(&mut node, program.as_ref(), point).await?;
+            let (cri, pod) = (node.cri(), node.pod("killed"));
+            let started = killed_at(&node, point, cri.run_pod(&pod)).await?;
+            let sandbox = started.with_context(|| format!("{point}:\n{}", node.daemon_log()))?;
+            let start = node.start_of(&sandbox).await?;
+            node.cri().remove_pod(&sandbox).await?;
+            ensure!(start == "boot", "{point}: by a {start}\n{}", node.daemon_log());
+            nothing_is_left(&node, &before).context(point)?;
+        }
+        let point = "create.volumes";
         daemon_that_waits_at(&mut node, program.as_ref(), point).await?;
         let (cri, pod) = (node.cri(), node.pod("killed"));
-        let started = killed_at(&node, point, cri.run_pod(&pod)).await?;
-        let sandbox = started.with_context(|| format!("{point}:\n{}", node.daemon_log()))?;
-        let start = node.start_of(&sandbox).await?;
+        let sandbox = cri.run_pod(&pod).await?;
+        let config = PodSpec::shell("main", &node.image(), "sleep 1000");
+        let create = Box::pin(cri.create(&sandbox, &pod, config));
+        let created = killed_at(&node, point, create).await?;
+        let refusal = created
+            .err()
+            .context("nothing can be made in a Machine that is gone")?;
+        ensure!(refusal.message().contains("killed by signal 9"), "{refusal}");
+        wait::until(wait::CONTAINER, "the pod's end", async || {
+            let pod = node.cri().pod(&sandbox).await.ok()?.status?;
+            (pod.state() == cri::PodSandboxState::SandboxNotready).then_some(())
+        })
+        .await?;
         node.cri().remove_pod(&sandbox).await?;
-        ensure!(start == "boot", "{point}: by a {start}\n{}", node.daemon_log());
-        nothing_is_left(&node, &before).context(point)?;
-    }
-    let point = "create.volumes";
-    daemon_that_waits_at(&mut node, program.as_ref(), point).await?;
-    let (cri, pod) = (node.cri(), node.pod("killed"));
-    let sandbox = cri.run_pod(&pod).await?;
-    let config = PodSpec::shell("main", &node.image(), "sleep 1000");
-    let create = Box::pin(cri.create(&sandbox, &pod, config));
-    let created = killed_at(&node, point, create).await?;
-    let refusal = created
-        .err()
-        .context("nothing can be made in a Machine that is gone")?;
-    ensure!(refusal.message().contains("killed by signal 9"), "{refusal}");
-    wait::until(wait::CONTAINER, "the pod's end", async || {
-        let pod = node.cri().pod(&sandbox).await.ok()?.status?;
-        (pod.state() == cri::PodSandboxState::SandboxNotready).then_some(())
+        nothing_is_left(&node, &before).context(point)
     })
-    .await?;
-    node.cri().remove_pod(&sandbox).await?;
-    nothing_is_left(&node, &before).context(point)
+    .await
 }
 
 fn go(node: &Node) -> PathBuf {

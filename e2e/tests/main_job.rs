@@ -1,7 +1,7 @@
 //! The main job on a node: a pod in a microVM of its own from a pulled image, as crictl and kubelet see it, and back.
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, skip, wait};
+use e2e::{Node, PodSpec, on_a_node, skip, wait};
 use proto::cri::v1 as cri;
 use serde_json::Value;
 
@@ -11,25 +11,28 @@ async fn pods_in_machines() -> Result<()> {
     if skip("pods_in_machines") {
         return Ok(());
     }
-    let node = Node::start().await?;
-    let before = node.traces();
-    crictl_runs_a_pod_and_nothing_is_left(&node)
-        .await
-        .context("crictl_runs_a_pod")?;
-    containers_are_what_they_were_asked_to_be(&node)
-        .await
-        .context("containers")?;
-    pods_reach_each_other_and_the_host(&node)
-        .await
-        .context("network")?;
-    processes_end_as_they_are_told(&node).await.context("processes")?;
-    what_cannot_run_is_told(&node)
-        .await
-        .context("missing programs, memory")?;
-    what_does_not_exist_is_said_so(&node).await.context("errors")?;
-    let after = node.traces();
-    ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
-    Ok(())
+    on_a_node(async || {
+        let node = Node::start().await?;
+        let before = node.traces();
+        crictl_runs_a_pod_and_nothing_is_left(&node)
+            .await
+            .context("crictl_runs_a_pod")?;
+        containers_are_what_they_were_asked_to_be(&node)
+            .await
+            .context("containers")?;
+        pods_reach_each_other_and_the_host(&node)
+            .await
+            .context("network")?;
+        processes_end_as_they_are_told(&node).await.context("processes")?;
+        what_cannot_run_is_told(&node)
+            .await
+            .context("missing programs, memory")?;
+        what_does_not_exist_is_said_so(&node).await.context("errors")?;
+        let after = node.traces();
+        ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
+        Ok(())
+    })
+    .await
 }
 
 async fn crictl_runs_a_pod_and_nothing_is_left(node: &Node) -> Result<()> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, process, skip};
+use e2e::{Node, PodSpec, on_a_node, process, skip};
 use proto::cri::v1 as cri;
 use tokio::time::{Instant, sleep};
 
@@ -42,13 +42,16 @@ async fn memory_comes_back_and_its_want_costs_one_pod() -> Result<()> {
     if skip("memory_comes_back_and_its_want_costs_one_pod") {
         return Ok(());
     }
-    let node = Node::start().await?;
-    node.set_plain_network()?;
-    let figures = what_a_container_frees_comes_back(&node).await;
-    println!("{}", figures.context("freed memory")?);
-    a_pod_without_memory_is_the_only_one_to_go(&node)
-        .await
-        .context("want of memory")
+    on_a_node(async || {
+        let node = Node::start().await?;
+        node.set_plain_network()?;
+        let figures = what_a_container_frees_comes_back(&node).await;
+        println!("{}", figures.context("freed memory")?);
+        a_pod_without_memory_is_the_only_one_to_go(&node)
+            .await
+            .context("want of memory")
+    })
+    .await
 }
 
 /// In words, how much of it and when.
@@ -204,36 +207,40 @@ async fn templates_for_which_there_is_no_room_cost_no_pod() -> Result<()> {
     if skip("templates_for_which_there_is_no_room_cost_no_pod") {
         return Ok(());
     }
-    let mut node = Node::start().await?;
-    node.kill_daemon().await?;
-    let small = Tmpfs::new(tempfile::tempdir_in("/run")?.keep())?;
-    node.write_config(&format!(
-        "[machine.templates]\ndirectory = \"{}\"\n",
-        small.0.display()
-    ))?;
-    node.set_plain_network()?;
-    node.start_daemon().await?;
-    let before = node.traces();
-    let template = node.templates().await?.remove(0);
-    ensure!(
-        template["state"] == "failed" && template["why"].to_string().contains("are free in its directory"),
-        "{template}"
-    );
-    let left = fs_err::read_dir(&small.0)?.count();
-    ensure!(left == 0, "{left} are left of a template that was not made");
-    let cri = node.cri();
-    let sandbox = cri.run_pod(&node.pod("pod")).await?;
-    let start = node.start_of(&sandbox).await?;
-    cri.remove_pod(&sandbox).await?;
-    ensure!(start == "boot", "{start}");
-    ensure!(before == node.traces(), "{:#?}", node.traces());
-    // With more room the next daemon makes it.
-    node.kill_daemon().await?;
-    mount(&["-o", "remount,size=500m"], &small.0)?;
-    node.start_daemon().await?;
-    let sandbox = node.cri().run_pod(&node.pod("pod")).await?;
-    let start = node.start_of(&sandbox).await?;
-    node.cri().remove_pod(&sandbox).await?;
-    ensure!(start == "fork", "{start}\n{}", node.daemon_log());
-    node.kill_daemon().await
+    on_a_node(async || {
+        let mut node = Node::start().await?;
+        node.kill_daemon().await?;
+        let small = Tmpfs::new(tempfile::tempdir_in("/run")?.keep())?;
+        node.write_config(&format!(
+            "[machine.templates]\ndirectory = \"{}\"\n",
+            small.0.display()
+        ))?;
+        node.set_plain_network()?;
+        node.start_daemon().await?;
+        let before = node.traces();
+        let template = node.templates().await?.remove(0);
+        ensure!(
+            template["state"] == "failed"
+                && template["why"].to_string().contains("are free in its directory"),
+            "{template}"
+        );
+        let left = fs_err::read_dir(&small.0)?.count();
+        ensure!(left == 0, "{left} are left of a template that was not made");
+        let cri = node.cri();
+        let sandbox = cri.run_pod(&node.pod("pod")).await?;
+        let start = node.start_of(&sandbox).await?;
+        cri.remove_pod(&sandbox).await?;
+        ensure!(start == "boot", "{start}");
+        ensure!(before == node.traces(), "{:#?}", node.traces());
+        // With more room the next daemon makes it.
+        node.kill_daemon().await?;
+        mount(&["-o", "remount,size=500m"], &small.0)?;
+        node.start_daemon().await?;
+        let sandbox = node.cri().run_pod(&node.pod("pod")).await?;
+        let start = node.start_of(&sandbox).await?;
+        node.cri().remove_pod(&sandbox).await?;
+        ensure!(start == "fork", "{start}\n{}", node.daemon_log());
+        node.kill_daemon().await
+    })
+    .await
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, skip, wait};
+use e2e::{Node, PodSpec, on_a_node, skip, wait};
 use proto::cri::v1 as cri;
 use serde_json::Value;
 
@@ -35,51 +35,54 @@ async fn forks_have_nothing_in_common_that_tells_them_apart() -> Result<()> {
     if skip("forks_have_nothing_in_common_that_tells_them_apart") {
         return Ok(());
     }
-    let count = match std::env::var("CLEARPOD_FORKS") {
-        Ok(count) => count.parse().context("CLEARPOD_FORKS")?,
-        Err(_) => FORKS,
-    };
-    let node = Node::start().await?;
-    node.set_plain_network()?;
-    let image = node.pull_with_programs("e2e/openssl", "openssl").await?;
-    let templates = node.templates().await?;
-    ensure!(
-        templates.iter().any(|template| template["state"] == "ready"),
-        "{templates:?}"
-    );
-    let mut seen = Seen::default();
-    let (began, mut boots) = (Instant::now(), 0);
-    for number in 0..count {
-        let (is_fork, told) = one(&node, &image, number)
-            .await
-            .with_context(|| format!("pod {number}:\n{}", node.daemon_log()))?;
-        boots += usize::from(!is_fork);
-        for (name, value) in told {
-            if name == "time" {
-                clock_is_right(&value)?;
-            } else {
-                seen.add(number, &name, &value);
+    on_a_node(async || {
+        let count = match std::env::var("CLEARPOD_FORKS") {
+            Ok(count) => count.parse().context("CLEARPOD_FORKS")?,
+            Err(_) => FORKS,
+        };
+        let node = Node::start().await?;
+        node.set_plain_network()?;
+        let image = node.pull_with_programs("e2e/openssl", "openssl").await?;
+        let templates = node.templates().await?;
+        ensure!(
+            templates.iter().any(|template| template["state"] == "ready"),
+            "{templates:?}"
+        );
+        let mut seen = Seen::default();
+        let (began, mut boots) = (Instant::now(), 0);
+        for number in 0..count {
+            let (is_fork, told) = one(&node, &image, number)
+                .await
+                .with_context(|| format!("pod {number}:\n{}", node.daemon_log()))?;
+            boots += usize::from(!is_fork);
+            for (name, value) in told {
+                if name == "time" {
+                    clock_is_right(&value)?;
+                } else {
+                    seen.add(number, &name, &value);
+                }
             }
         }
-    }
-    println!(
-        "{count} pods, {} of them forks and {boots} boots, {:.2} s each; different values: {}",
-        count - boots,
-        began.elapsed().as_secs_f64() / f64::from(u32::try_from(count.max(1))?),
-        seen.summary()
-    );
-    ensure!(seen.twice.is_empty(), "{}", seen.twice.join("\n"));
-    let is_complete = |values: &BTreeMap<String, usize>| values.len() == count;
-    ensure!(
-        seen.values.len() == TOLD && seen.values.values().all(is_complete),
-        "{count} pods should have told {TOLD} things each"
-    );
-    ensure!(
-        boots * 100 <= count.max(10) * BOOTS_OF_100,
-        "{boots} of {count} pods booted:\n{}",
-        node.daemon_log()
-    );
-    Ok(())
+        println!(
+            "{count} pods, {} of them forks and {boots} boots, {:.2} s each; different values: {}",
+            count - boots,
+            began.elapsed().as_secs_f64() / f64::from(u32::try_from(count.max(1))?),
+            seen.summary()
+        );
+        ensure!(seen.twice.is_empty(), "{}", seen.twice.join("\n"));
+        let is_complete = |values: &BTreeMap<String, usize>| values.len() == count;
+        ensure!(
+            seen.values.len() == TOLD && seen.values.values().all(is_complete),
+            "{count} pods should have told {TOLD} things each"
+        );
+        ensure!(
+            boots * 100 <= count.max(10) * BOOTS_OF_100,
+            "{boots} of {count} pods booted:\n{}",
+            node.daemon_log()
+        );
+        Ok(())
+    })
+    .await
 }
 
 /// What all pods have told.
@@ -142,62 +145,65 @@ async fn a_pod_can_ask_for_a_boot_and_a_fork_can_be_all_that_a_pod_is() -> Resul
     if skip("a_pod_can_ask_for_a_boot_and_a_fork_can_be_all_that_a_pod_is") {
         return Ok(());
     }
-    let node = Node::start().await?;
-    let cri = node.cri();
-    let mut cold = node.pod("cold");
-    cold.config
-        .annotations
-        .insert("clearpod.dev/boot".to_owned(), "cold".to_owned());
-    let sandbox = cri.run_pod(&cold).await?;
-    ensure!(node.start_of(&sandbox).await? == "boot");
-    cri.remove_pod(&sandbox).await?;
+    on_a_node(async || {
+        let node = Node::start().await?;
+        let cri = node.cri();
+        let mut cold = node.pod("cold");
+        cold.config
+            .annotations
+            .insert("clearpod.dev/boot".to_owned(), "cold".to_owned());
+        let sandbox = cri.run_pod(&cold).await?;
+        ensure!(node.start_of(&sandbox).await? == "boot");
+        cri.remove_pod(&sandbox).await?;
 
-    let pod = node.pod("fork");
-    let sandbox = cri.run_pod(&pod).await?;
-    let mut config = PodSpec::shell("main", &node.image(), "sleep 1000");
-    let resources = cri::LinuxContainerResources {
-        memory_limit_in_bytes: 900 << 20,
-        ..Default::default()
-    };
-    config.linux = Some(cri::LinuxContainerConfig {
-        resources: Some(resources),
-        ..Default::default()
-    });
-    let directory = node.directory().join("shared");
-    fs_err::create_dir_all(&directory)?;
-    fs_err::write(directory.join("word"), "of the host\n")?;
-    config.mounts = vec![cri::Mount {
-        host_path: directory.display().to_string(),
-        container_path: "/shared".to_owned(),
-        ..Default::default()
-    }];
-    let id = cri.create(&sandbox, &pod, config).await?;
-    cri.start(&id).await?;
-    let (code, out, err) = cri
-        .exec(
-            &id,
-            "cat /shared/word && grep MemTotal /proc/meminfo && dd if=/dev/zero of=/big bs=1M count=64",
-        )
-        .await?;
-    ensure!(code == 0 && out.starts_with("of the host"), "{code} {out} {err}");
-    let memory = out
-        .split_whitespace()
-        .nth(4)
-        .and_then(|kib| kib.parse::<u64>().ok());
-    ensure!(
-        memory.is_some_and(|kib| kib > 800 << 10),
-        "the Machine has not grown: {out}"
-    );
-    let program = node.bundle().join("bin/clearpod");
-    let listed = tokio::process::Command::new(program)
-        .arg("--config")
-        .arg(node.directory().join("config.toml"))
-        .args(["templates", "--json"])
-        .output()
-        .await?;
-    let listed: Value = serde_json::from_slice(&listed.stdout)?;
-    ensure!(listed[0]["state"] == "ready", "{listed}");
-    println!("{}\n{:#}", listed[0], cri.pod(&sandbox).await?.info["info"]);
-    cri.remove_pod(&sandbox).await?;
-    Ok(())
+        let pod = node.pod("fork");
+        let sandbox = cri.run_pod(&pod).await?;
+        let mut config = PodSpec::shell("main", &node.image(), "sleep 1000");
+        let resources = cri::LinuxContainerResources {
+            memory_limit_in_bytes: 900 << 20,
+            ..Default::default()
+        };
+        config.linux = Some(cri::LinuxContainerConfig {
+            resources: Some(resources),
+            ..Default::default()
+        });
+        let directory = node.directory().join("shared");
+        fs_err::create_dir_all(&directory)?;
+        fs_err::write(directory.join("word"), "of the host\n")?;
+        config.mounts = vec![cri::Mount {
+            host_path: directory.display().to_string(),
+            container_path: "/shared".to_owned(),
+            ..Default::default()
+        }];
+        let id = cri.create(&sandbox, &pod, config).await?;
+        cri.start(&id).await?;
+        let (code, out, err) = cri
+            .exec(
+                &id,
+                "cat /shared/word && grep MemTotal /proc/meminfo && dd if=/dev/zero of=/big bs=1M count=64",
+            )
+            .await?;
+        ensure!(code == 0 && out.starts_with("of the host"), "{code} {out} {err}");
+        let memory = out
+            .split_whitespace()
+            .nth(4)
+            .and_then(|kib| kib.parse::<u64>().ok());
+        ensure!(
+            memory.is_some_and(|kib| kib > 800 << 10),
+            "the Machine has not grown: {out}"
+        );
+        let program = node.bundle().join("bin/clearpod");
+        let listed = tokio::process::Command::new(program)
+            .arg("--config")
+            .arg(node.directory().join("config.toml"))
+            .args(["templates", "--json"])
+            .output()
+            .await?;
+        let listed: Value = serde_json::from_slice(&listed.stdout)?;
+        ensure!(listed[0]["state"] == "ready", "{listed}");
+        println!("{}\n{:#}", listed[0], cri.pod(&sandbox).await?.info["info"]);
+        cri.remove_pod(&sandbox).await?;
+        Ok(())
+    })
+    .await
 }

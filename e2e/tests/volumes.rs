@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, skip, wait};
+use e2e::{Node, PodSpec, on_a_node, skip, wait};
 use proto::cri::v1::{self as cri, MountPropagation};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -15,22 +15,25 @@ async fn volumes_are_what_the_pod_asks_for() -> Result<()> {
     if skip("volumes_are_what_the_pod_asks_for") {
         return Ok(());
     }
-    let mut node = Node::start().await?;
-    let before = node.traces();
-    directories_are_shared_both_ways(&node)
-        .await
-        .context("shared directories")?;
-    read_only_goes_as_deep_as_asked(&node)
-        .await
-        .context("read-only")?;
-    mounts_of_the_host_propagate(&node).await.context("propagation")?;
-    config_maps_follow(&mut node).await.context("configMap")?;
-    memory_is_the_guests(&node).await.context("memory emptyDir")?;
-    images_are_volumes(&node).await.context("image volume")?;
-    disks_are_devices(&node).await.context("block device")?;
-    let after = node.traces();
-    ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
-    Ok(())
+    on_a_node(async || {
+        let mut node = Node::start().await?;
+        let before = node.traces();
+        directories_are_shared_both_ways(&node)
+            .await
+            .context("shared directories")?;
+        read_only_goes_as_deep_as_asked(&node)
+            .await
+            .context("read-only")?;
+        mounts_of_the_host_propagate(&node).await.context("propagation")?;
+        config_maps_follow(&mut node).await.context("configMap")?;
+        memory_is_the_guests(&node).await.context("memory emptyDir")?;
+        images_are_volumes(&node).await.context("image volume")?;
+        disks_are_devices(&node).await.context("block device")?;
+        let after = node.traces();
+        ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
+        Ok(())
+    })
+    .await
 }
 
 fn mount(container_path: &str, host_path: &Path) -> cri::Mount {
