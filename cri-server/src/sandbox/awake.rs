@@ -5,7 +5,7 @@ use std::{error::Error, time::Duration};
 
 use proto::{
     agent::v1 as agent,
-    machine::{DevicePlace, ExitReason},
+    machine::{Description, DevicePlace, ExitReason},
 };
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -31,12 +31,22 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Bytes of the VMM's log and of the console that a failed boot's message quotes.
 const QUOTE: usize = 1024;
 
-/// When a guest was ready, monotonic.
-#[derive(Debug, Clone, Copy)]
+/// A guest that is awake.
+#[derive(Debug)]
 pub(super) struct Awake {
+    /// When it was ready, monotonic.
     pub(super) ready_ns: u64,
-    /// One that goes on: when it had found the devices that were new to it.
-    pub(super) found_ns: Option<u64>,
+    /// Of one that goes on.
+    pub(super) woken: Option<Woken>,
+}
+
+/// What had to be done for a guest to go on.
+#[derive(Debug)]
+pub(super) struct Woken {
+    /// When it had found the devices that were new to it, monotonic.
+    pub(super) found_ns: u64,
+    /// What its VMM said of them.
+    pub(super) description: Description,
 }
 
 /// Starts the VMM and waits for the agent's signal, the process's end, or the deadline. `None`: it was `hopeless`, and was ended.
@@ -52,7 +62,7 @@ pub(super) async fn boot(
         listener.wait(node.config.deadlines.boot()).await?;
         Ok::<_, ReadyError>(Awake {
             ready_ns: monotonic_ns(),
-            found_ns: None,
+            woken: None,
         })
     };
     until_ready(node, plan, ready, process, hopeless).await
@@ -84,23 +94,30 @@ async fn wake(layout: &Layout, deadline: Duration) -> Result<Awake, RequestError
     let reached = guest::goes_on(layout, deadline).await;
     reached.map_err(RequestError::failed("reach the guest"))?;
     let ready_ns = monotonic_ns();
-    let description = ControlClient::new(layout).describe().await;
-    let devices = description
-        .map_err(RequestError::failed("ask the VMM for its devices"))?
-        .devices;
-    let is_new = |place: &DevicePlace| [NET, SCRATCH].contains(&place.id.as_str());
-    let new = devices.into_iter().filter(is_new);
+    let description = describe(layout).await?;
+    let is_new = |place: &&DevicePlace| [NET, SCRATCH].contains(&place.id.as_str());
+    let new = description.devices.iter().filter(is_new);
     let request = agent::GoOnRequest {
         entropy: random_bytes::<64>()?.to_vec(),
         realtime_ns: u64::try_from(now_ns()).unwrap_or_default(),
-        pci_addresses: new.map(|place| place.pci_address).collect(),
+        pci_addresses: new.map(|place| place.pci_address.clone()).collect(),
     };
     let went_on = GuestClient::new(layout).go_on(request).await;
     went_on.map_err(RequestError::guest("let the guest go on"))?;
+    let woken = Woken {
+        found_ns: monotonic_ns(),
+        description,
+    };
     Ok(Awake {
         ready_ns,
-        found_ns: Some(monotonic_ns()),
+        woken: Some(woken),
     })
+}
+
+/// What a VMM says of its devices and of its start.
+pub(super) async fn describe(layout: &Layout) -> Result<Description, RequestError> {
+    let description = ControlClient::new(layout).describe().await;
+    description.map_err(RequestError::failed("ask the VMM for its devices"))
 }
 
 async fn launch(
@@ -198,6 +215,16 @@ pub(super) fn told(plan: &SandboxPlan, exit: MachineExit) -> String {
     }
 }
 
+/// That a process has ended of itself, if it has, and what went wrong by that.
+pub(super) async fn ended_first(
+    plan: &SandboxPlan,
+    process: &Process,
+    error: &RequestError,
+) -> Option<(MachineExit, String)> {
+    let exit = own_end(process).await?;
+    Some((exit, format!("{}: {}", told(plan, exit), chain(error))))
+}
+
 /// What went wrong with a guest after its first answer and before anything of the pod ran in it, in the words that say most: of one
 /// that went on and whose VMM has ended, or that says nothing any more, it is that it did not go on.
 pub(super) async fn not_started(
@@ -207,17 +234,11 @@ pub(super) async fn not_started(
     process: &Process,
     error: RequestError,
 ) -> RequestError {
-    let own_end = own_end(process).await;
-    let reason = match own_end {
-        Some(exit) => format!("{}: {}", told(plan, exit), chain(&error)),
-        None => chain(&error),
-    };
-    match fork {
-        Some(fork) if error.is_silence() || own_end.is_some() => {
-            not_forked(node, plan, fork, own_end, reason)
-        }
-        None if own_end.is_some() => did_not_boot(plan, own_end, reason),
-        _ => error,
+    match (fork, ended_first(plan, process, &error).await) {
+        (Some(fork), Some((exit, reason))) => not_forked(node, plan, fork, Some(exit), reason),
+        (Some(fork), None) if error.is_silence() => not_forked(node, plan, fork, None, chain(&error)),
+        (None, Some((exit, reason))) => did_not_boot(plan, Some(exit), reason),
+        (_, None) => error,
     }
 }
 

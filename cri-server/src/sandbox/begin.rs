@@ -1,8 +1,6 @@
 //! The beginning of a sandbox's task: it waits for its turn, is started from a template or by a boot, and gives everything back when
 //! that does not succeed.
 
-use std::sync::Arc;
-
 use proto::cri::v1 as cri;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -76,13 +74,11 @@ impl Driver {
         }
         let began = monotonic_ns();
         let turn = tokio::select! {
-            turn = Arc::clone(&self.node.starts).acquire_owned() => turn,
+            turn = self.node.turn() => turn?,
             () = reply.closed() => return Err(RequestError::Unavailable { doing: "busy with other pods" }),
         };
         watch.phase_since("queue", began);
-        // It is never closed.
-        turn.map(Some)
-            .map_err(RequestError::failed("wait for the machine's turn to start"))
+        Ok(Some(turn))
     }
 
     /// From a template when there is one that fits. Once more from the beginning, and with a boot, when the guest did not go on

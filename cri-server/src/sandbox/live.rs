@@ -15,11 +15,7 @@ use proto::{
 };
 
 use super::{
-    awake::{own_end, told},
-    error::{RequestError, chain},
-    plan::SandboxPlan,
-    room::Size,
-    view::MachineView,
+    awake::ended_first, error::RequestError, plan::SandboxPlan, room::Size, view::MachineView,
     volumes::Shared,
 };
 use crate::{
@@ -108,16 +104,12 @@ impl Live {
                     ..
                 }
         );
-        match may_follow {
-            true => match own_end(&self.process).await {
-                Some(exit) => RequestError::failed("use the machine")(format!(
-                    "{}: {}",
-                    told(plan, exit),
-                    chain(&error)
-                )),
-                None => error,
-            },
-            false => error,
+        if !may_follow {
+            return error;
+        }
+        match ended_first(plan, &self.process, &error).await {
+            Some((_, reason)) => RequestError::failed("use the machine")(reason),
+            None => error,
         }
     }
 

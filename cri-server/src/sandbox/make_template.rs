@@ -36,9 +36,7 @@ pub(crate) async fn make_template(
     files: &Unfinished,
 ) -> Result<(), RequestError> {
     let plan = plan::of_template(&new_id()?, shape, &node.config)?;
-    let turn = node.starts.acquire().await;
-    // It is never closed.
-    let _turn = turn.map_err(RequestError::failed("wait for the machine's turn to start"))?;
+    let _turn = node.turn().await?;
     let mut reached = Vec::new();
     let made = story(node, &plan, origin, files, &mut reached).await;
     for left in Ledger::new(node, &plan).give_back(&reached).await {

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -61,6 +61,15 @@ pub(crate) struct Node {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     sandboxes: Mutex<BTreeMap<String, Arc<SandboxHandle>>>,
+}
+
+impl Node {
+    /// The right to start a Machine, in the order of asking; it is given back when it is dropped.
+    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, RequestError> {
+        let turn = Arc::clone(&self.starts).acquire_owned().await;
+        // It is never closed.
+        turn.map_err(RequestError::failed("wait for the machine's turn to start"))
+    }
 }
 
 /// 128 random bits in hexadecimal. Half of the length that other runtimes use keeps socket paths short (unix(7)), and it

@@ -12,11 +12,15 @@
 
 use std::net::IpAddr;
 
-use proto::{agent::v1 as agent, cri::v1 as cri, machine::Timeline};
+use proto::{
+    agent::v1 as agent,
+    cri::v1 as cri,
+    machine::{Description, Timeline},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    awake::{Awake, boot, go_on, not_started},
+    awake::{Awake, boot, describe, go_on, not_started},
     error::RequestError,
     live::{Live, NET, SCRATCH},
     node::{Node, random_bytes},
@@ -31,7 +35,7 @@ use crate::{
     failpoint,
     host::Kind,
     id_map::IdMap,
-    machine::{ControlClient, Process},
+    machine::Process,
     network::{Attachment, Dns, INTERFACE, NetworkStatus, Prepared},
     template::{Fork, Outcome},
 };
@@ -97,12 +101,16 @@ async fn start_machine(
     failpoint::reached("start.booted").await;
 
     let began = monotonic_ns();
-    let timeline = match configure(plan, pod, &attachment, &mut live).await {
+    let (found_ns, known) = awake
+        .woken
+        .map(|woken| (woken.found_ns, woken.description))
+        .unzip();
+    let timeline = match configure(plan, pod, &attachment, known, &mut live).await {
         Ok(timeline) => timeline,
         Err(error) => return Err(not_started(node, plan, fork, &live.process, error).await),
     };
     watch.machine(launched_ns, &timeline, awake.ready_ns, fork.is_some());
-    if let Some(found_ns) = awake.found_ns {
+    if let Some(found_ns) = found_ns {
         watch.phase("devices", awake.ready_ns, found_ns);
     }
     watch.phase_since("configure", began);
@@ -121,15 +129,18 @@ async fn start_machine(
     })
 }
 
-/// Tells a guest that is awake which pod it is; when what was in its VMM's life.
+/// Tells a guest that is awake which pod it is; when what was in its VMM's life. The VMM is asked for what is not `known`.
 async fn configure(
     plan: &SandboxPlan,
     pod: &cri::PodSandboxConfig,
     attachment: &Attachment,
+    known: Option<Description>,
     live: &mut Live,
 ) -> Result<Timeline, RequestError> {
-    let description = ControlClient::new(&plan.layout).describe().await;
-    let description = description.map_err(RequestError::failed("ask the VMM for its devices"))?;
+    let description = match known {
+        Some(known) => known,
+        None => describe(&plan.layout).await?,
+    };
     live.place(description.devices);
     let request = configuration(plan, pod, attachment, live)?;
     let configured = live.guest.configure_sandbox(request).await;

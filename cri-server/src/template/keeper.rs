@@ -168,7 +168,7 @@ async fn make_and_publish(node: &Arc<Node>, shape: Shape, origin: Origin) -> Res
             shape,
             made_at: now_ns(),
             took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-            memory: String::new(),
+            memory: unfinished.memory_digest()?,
         };
         unfinished.publish(&root, &origin, &about)
     });

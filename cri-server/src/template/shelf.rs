@@ -87,12 +87,14 @@ impl Unfinished {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
+    /// Names what its memory file has in it now.
+    pub(super) fn memory_digest(&self) -> io::Result<String> {
+        Ok(digest(&self.memory)?.to_string())
+    }
+
     /// Puts it on the shelf. Only what is on disk gets there: after a crash of the host the name stands for all of it.
     pub(super) fn publish(self, root: &Path, origin: &Origin, about: &About) -> io::Result<Stored> {
-        let text = serde_json::to_vec_pretty(&About {
-            memory: digest(&self.memory)?.to_string(),
-            ..about.clone()
-        })?;
+        let text = serde_json::to_vec_pretty(about)?;
         fs_err::write(self.directory.join(ABOUT), text)?;
         for name in [MEMORY, STATE, ABOUT] {
             fs_err::File::open(self.directory.join(name))?.sync_all()?;
@@ -209,7 +211,11 @@ mod tests {
         let mut unfinished = begin(root, &origin(digit)).unwrap();
         unfinished.memory.write_all(content).unwrap();
         unfinished.state.write_all(b"state").unwrap();
-        unfinished.publish(root, &origin(digit), &about()).unwrap()
+        let about = About {
+            memory: unfinished.memory_digest().unwrap(),
+            ..about()
+        };
+        unfinished.publish(root, &origin(digit), &about).unwrap()
     }
 
     #[test]
