@@ -6,35 +6,55 @@
 )]
 
 use std::{
+    any::type_name,
     env,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use anyhow::Result;
 
+use crate::require::skip;
+
 /// What the daemon says of a guest that ended so.
 const SAID: &str = "KVM could not run the guest";
 
-/// Since the beginning of the test.
-static LOST: AtomicBool = AtomicBool::new(false);
+/// Of daemons that have ended.
+static LOST: AtomicUsize = AtomicUsize::new(0);
 
-/// Looks for lost guests in the log of a daemon that has ended.
-pub(crate) fn look(daemon_log: &str) {
-    if daemon_log.contains(SAID) {
-        LOST.store(true, Ordering::Relaxed);
-    }
+/// How many a daemon tells of in its log.
+pub(crate) fn count(daemon_log: &str) -> usize {
+    daemon_log.matches(SAID).count()
 }
 
-/// Runs a test. One that fails on an emulated node while that loses a guest runs once more, aloud; anything else that fails has failed.
+/// A daemon has ended, or its log ends, that has lost so many.
+pub(crate) fn add(guests: usize) {
+    LOST.fetch_add(guests, Ordering::Relaxed);
+}
+
+/// Runs a test, if it can run here; one that cannot says so. One that fails on an emulated node while that loses a guest runs once more, aloud;
+/// anything else that fails has failed.
 ///
 /// # Errors
 /// The test's.
-pub async fn on_a_node(test: impl AsyncFn() -> Result<()>) -> Result<()> {
-    LOST.store(false, Ordering::Relaxed);
+///
+/// # Panics
+/// When what is missing is required (`CLEARPOD_REQUIRE`).
+pub async fn on_a_node<T: AsyncFn() -> Result<()>>(test: T) -> Result<()> {
+    // A closure is called after the test that it is in.
+    let mut names = type_name::<T>().rsplit("::");
+    let name = names.find(|name| !name.starts_with('{')).unwrap_or_default();
+    if skip(name) {
+        return Ok(());
+    }
+    in_spite_of_losses(test).await
+}
+
+async fn in_spite_of_losses(test: impl AsyncFn() -> Result<()>) -> Result<()> {
+    let before = LOST.load(Ordering::Relaxed);
     let result = Box::pin(test()).await;
     let is_emulated = env::var("CLEARPOD_BACKEND").is_ok_and(|backend| backend == "emulated");
     match result {
-        Err(error) if is_emulated && LOST.load(Ordering::Relaxed) => {
+        Err(error) if is_emulated && LOST.load(Ordering::Relaxed) > before => {
             eprintln!("ONCE MORE: the emulated processor lost a guest, and so it failed: {error:#}");
             Box::pin(test()).await
         }
@@ -44,8 +64,6 @@ pub async fn on_a_node(test: impl AsyncFn() -> Result<()>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
     use anyhow::bail;
 
     use super::*;
@@ -53,9 +71,9 @@ mod tests {
     #[tokio::test]
     async fn a_failure_that_is_not_the_processors_stays_one() {
         let runs = AtomicUsize::new(0);
-        let result = on_a_node(async || {
+        let result = in_spite_of_losses(async || {
             runs.fetch_add(1, Ordering::Relaxed);
-            look("the machine has ended: the guest's kernel panicked");
+            add(count("the machine has ended: the guest's kernel panicked"));
             bail!("no answer")
         });
         assert!(result.await.is_err());

@@ -8,7 +8,7 @@ use std::{
     process::Stdio,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -164,6 +164,22 @@ impl Node {
         traces::list(self.run.path(), self.state.path())
     }
 
+    /// That pods have left nothing since [`Self::traces`] said this.
+    ///
+    /// # Errors
+    /// When there is more, or less.
+    pub fn is_as_before(&self, before: &[String]) -> Result<()> {
+        let after = self.traces();
+        ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
+        Ok(())
+    }
+
+    /// How many guests the emulated processor has lost since the daemon's start (`lost`).
+    #[must_use]
+    pub fn lost_guests(&self) -> usize {
+        lost::count(&fs_err::read_to_string(self.run.path().join("daemon.log")).unwrap_or_default())
+    }
+
     /// Pid of the daemon.
     #[must_use]
     pub fn daemon_pid(&self) -> Option<u32> {
@@ -196,6 +212,7 @@ impl Node {
     /// # Errors
     /// With the end of its log.
     pub async fn start_daemon_with(&mut self, program: &Path, environment: &[(&str, String)]) -> Result<()> {
+        lost::add(self.lost_guests());
         fs_err::write(self.run.path().join("daemon.log"), "")?;
         let daemon = Command::new(program)
             .arg("--config")
@@ -406,7 +423,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        lost::look(&fs_err::read_to_string(self.run.path().join("daemon.log")).unwrap_or_default());
+        lost::add(self.lost_guests());
         // Pods of a test that failed must not outlive it.
         for trace in self.traces() {
             let pid = trace.strip_prefix("process ").and_then(|pid| pid.parse().ok());

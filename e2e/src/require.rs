@@ -13,7 +13,7 @@ pub(crate) fn bundle() -> Option<PathBuf> {
 /// # Panics
 /// When what is missing is required.
 #[must_use]
-pub fn skip(test: &str) -> bool {
+pub(crate) fn skip(test: &str) -> bool {
     let missing = if !nix::unistd::geteuid().is_root() {
         "root"
     } else if bundle().is_none() {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, on_a_node, skip, wait};
+use e2e::{Node, on_a_node, wait};
 use proto::cri::v1 as cri;
 
 const HOUR: i64 = 3600;
@@ -63,9 +63,6 @@ async fn is_right(node: &Node, container: &str) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guests_follow_the_hosts_clock_and_nothing_ends_by_it() -> Result<()> {
-    if skip("guests_follow_the_hosts_clock_and_nothing_ends_by_it") {
-        return Ok(());
-    }
     on_a_node(async || {
         let node = Node::start().await?;
         node.set_plain_network()?;

@@ -1,5 +1,6 @@
-//! The daemon is killed with SIGKILL between any two steps of RunPodSandbox, CreateContainer and RemovePodSandbox, with real
-//! Machines and real CNI plugins: after its next start nothing is left of what was under way, and the same can be asked again.
+//! The daemon is killed with SIGKILL between any two steps of RunPodSandbox, CreateContainer and RemovePodSandbox, and while it
+//! makes a template, with real Machines and real CNI plugins: after its next start nothing is left of what was under way, and
+//! the same can be asked again.
 //!
 //! The daemon under test is built with fail points (`CLEARPOD_FAILPOINTS` is its path): it stays at the point that a test
 //! names until it is killed there.
@@ -7,7 +8,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Node, PodSpec, on_a_node, skip, wait};
+use e2e::{Node, PodSpec, on_a_node, wait};
 use proto::cri::v1 as cri;
 
 const START: [&str; 7] = [
@@ -26,12 +27,10 @@ const CREATE: [&str; 4] = [
     "create.made",
 ];
 const END: [&str; 2] = ["stop.ended", "remove.released"];
+const TEMPLATE: [&str; 2] = ["template.launched", "template.written"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_killed_between_any_two_steps_leaves_nothing() -> Result<()> {
-    if skip("a_daemon_killed_between_any_two_steps_leaves_nothing") {
-        return Ok(());
-    }
     on_a_node(async || {
         let program = std::env::var_os("CLEARPOD_FAILPOINTS").context("CLEARPOD_FAILPOINTS is not set")?;
         let mut node = Node::start().await?;
@@ -50,6 +49,12 @@ async fn a_daemon_killed_between_any_two_steps_leaves_nothing() -> Result<()> {
         for point in END {
             killer.in_a_removal(&mut node, point).await.context(point)?;
         }
+        for point in TEMPLATE {
+            killer
+                .while_a_template_is_made(&mut node, point)
+                .await
+                .context(point)?;
+        }
         // After all of that the node does its work as on the first day.
         let (pod, sandbox) = ready_pod(&node).await?;
         let container = running(&node, &pod, &sandbox).await?;
@@ -59,6 +64,11 @@ async fn a_daemon_killed_between_any_two_steps_leaves_nothing() -> Result<()> {
         killer.nothing_is_left(&node)
     })
     .await
+}
+
+/// What the daemon's log says then.
+fn held_at(point: &str) -> String {
+    format!("a fail point holds this task point=\"{point}\"")
 }
 
 struct Killer {
@@ -117,6 +127,25 @@ impl Killer {
         self.nothing_is_left(node)
     }
 
+    async fn while_a_template_is_made(&mut self, node: &mut Node, point: &str) -> Result<()> {
+        node.kill_daemon().await?;
+        fs_err::remove_dir_all(node.directory().join("templates"))?;
+        let (held, log) = (held_at(point), node.directory().join("daemon.log"));
+        let is_held = async || fs_err::read_to_string(&log).ok()?.contains(&held).then_some(());
+        tokio::select! {
+            // It waits for the template.
+            started = self.daemon_that_stays_at(node, point) => bail!("the template did not come to the point: {started:?}"),
+            stays = wait::until(wait::CALL, point, is_held) => stays?,
+        }
+        node.kill_daemon().await?;
+        node.start_daemon().await?;
+        let (_, sandbox) = ready_pod(node).await?;
+        let start = node.start_of(&sandbox).await?;
+        ensure!(start == "fork", "by a {start}");
+        node.cri().remove_pod(&sandbox).await?;
+        self.nothing_is_left(node)
+    }
+
     async fn daemon_that_stays_at(&self, node: &mut Node, point: &str) -> Result<()> {
         node.kill_daemon().await?;
         let fail = [("FAILPOINTS", format!("{point}=return"))];
@@ -130,7 +159,7 @@ impl Killer {
         point: &str,
         request: impl Future<Output = Result<(), tonic::Status>> + Send + 'static,
     ) -> Result<()> {
-        let held = format!("a fail point holds this task point=\"{point}\"");
+        let held = held_at(point);
         let mut request = Box::pin(request);
         tokio::select! {
             answer = &mut request => bail!("the call ended without coming to the point: {answer:?}"),
@@ -142,14 +171,7 @@ impl Killer {
     }
 
     fn nothing_is_left(&self, node: &Node) -> Result<()> {
-        let after = node.traces();
-        ensure!(
-            after == self.before,
-            "left behind: {after:#?}\ninstead of {:#?}\n{}",
-            self.before,
-            node.daemon_log()
-        );
-        Ok(())
+        node.is_as_before(&self.before).with_context(|| node.daemon_log())
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, on_a_node, skip, wait};
+use e2e::{Node, on_a_node, wait};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -48,9 +48,6 @@ struct Crictl<'n> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_command() -> Result<()> {
-    if skip("every_command") {
-        return Ok(());
-    }
     on_a_node(async || {
         let node = Node::start().await?;
         let mut crictl = Crictl {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PLUGIN_SECONDS, PodSpec, on_a_node, skip, wait};
+use e2e::{Node, PLUGIN_SECONDS, PodSpec, on_a_node, wait};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -12,9 +12,6 @@ use proto::cri::v1 as cri;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_death_of_a_part_costs_what_depends_on_it_and_no_more() -> Result<()> {
-    if skip("the_death_of_a_part_costs_what_depends_on_it_and_no_more") {
-        return Ok(());
-    }
     on_a_node(async || {
         let mut node = Node::start().await?;
         let before = node.traces();
@@ -31,9 +28,7 @@ async fn the_death_of_a_part_costs_what_depends_on_it_and_no_more() -> Result<()
         a_plugin_that_fails_takes_everything_back(&node)
             .await
             .context("failing CNI plugin")?;
-        let after = node.traces();
-        ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
-        Ok(())
+        node.is_as_before(&before)
     })
     .await
 }
@@ -190,8 +185,7 @@ async fn a_plugin_that_fails_takes_everything_back(node: &Node) -> Result<()> {
             .context("the pod must not start")?;
         ensure!(error.message().contains(wanted), "{error}");
         ensure!(since.elapsed() < at_most, "{:?}", since.elapsed());
-        let after = node.traces();
-        ensure!(before == after, "left behind: {after:#?}");
+        node.is_as_before(&before)?;
     }
     node.set_last_plugin(None)
 }

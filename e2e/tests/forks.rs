@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, on_a_node, skip, wait};
+use e2e::{Node, PodSpec, on_a_node, wait};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -129,17 +129,8 @@ async fn starts_by(node: &Node, start: &str) -> Result<()> {
     Ok(())
 }
 
-fn nothing_is_left(node: &Node, before: &[String]) -> Result<()> {
-    let after = node.traces();
-    ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
-    Ok(())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_template_costs_a_boot_and_is_made_anew() -> Result<()> {
-    if skip("a_damaged_template_costs_a_boot_and_is_made_anew") {
-        return Ok(());
-    }
     on_a_node(async || {
         let mut node = Node::start().await?;
         node.set_plain_network()?;
@@ -148,7 +139,7 @@ async fn a_damaged_template_costs_a_boot_and_is_made_anew() -> Result<()> {
             damaged_under_a_daemon(&node, damage)
                 .await
                 .with_context(|| format!("{name}:\n{}", node.daemon_log()))?;
-            nothing_is_left(&node, &before).context(name)?;
+            node.is_as_before(&before).context(name)?;
             // The next daemon has not seen a template spoil, so that it makes the next one at once.
             node.kill_daemon().await?;
             node.start_daemon().await?;
@@ -162,7 +153,7 @@ async fn a_damaged_template_costs_a_boot_and_is_made_anew() -> Result<()> {
             damaged_without_a_daemon(&mut node, damage, reason)
                 .await
                 .with_context(|| format!("{name}:\n{}", node.daemon_log()))?;
-            nothing_is_left(&node, &before).context(name)?;
+            node.is_as_before(&before).context(name)?;
         }
         starts_by(&node, "fork").await
     })
@@ -217,9 +208,6 @@ const PHASES: [&str; 3] = ["start.launched", "start.booted", "start.configured"]
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vmm_killed_in_any_phase_of_a_fork_costs_the_fork_and_not_the_pod() -> Result<()> {
-    if skip("a_vmm_killed_in_any_phase_of_a_fork_costs_the_fork_and_not_the_pod") {
-        return Ok(());
-    }
     on_a_node(async || {
         let program = std::env::var_os("CLEARPOD_FAILPOINTS").context("CLEARPOD_FAILPOINTS is not set")?;
         let mut node = Node::start().await?;
@@ -233,7 +221,7 @@ async fn a_vmm_killed_in_any_phase_of_a_fork_costs_the_fork_and_not_the_pod() ->
             let start = node.start_of(&sandbox).await?;
             node.cri().remove_pod(&sandbox).await?;
             ensure!(start == "boot", "{point}: by a {start}\n{}", node.daemon_log());
-            nothing_is_left(&node, &before).context(point)?;
+            node.is_as_before(&before).context(point)?;
         }
         let point = "create.volumes";
         daemon_that_waits_at(&mut node, program.as_ref(), point).await?;
@@ -252,7 +240,7 @@ async fn a_vmm_killed_in_any_phase_of_a_fork_costs_the_fork_and_not_the_pod() ->
         })
         .await?;
         node.cri().remove_pod(&sandbox).await?;
-        nothing_is_left(&node, &before).context(point)
+        node.is_as_before(&before).context(point)
     })
     .await
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, on_a_node, process, skip};
+use e2e::{Node, PodSpec, on_a_node, process};
 use proto::cri::v1 as cri;
 use tokio::time::{Instant, sleep};
 
@@ -39,9 +39,6 @@ fn held_mib(pid: u32) -> Result<u64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_comes_back_and_its_want_costs_one_pod() -> Result<()> {
-    if skip("memory_comes_back_and_its_want_costs_one_pod") {
-        return Ok(());
-    }
     on_a_node(async || {
         let node = Node::start().await?;
         node.set_plain_network()?;
@@ -173,8 +170,7 @@ async fn a_pod_without_memory_is_the_only_one_to_go(node: &Node) -> Result<()> {
     let (code, out, err) = cri.exec(&witness, "echo lives").await?;
     ensure!((code, out.as_str()) == (0, "lives\n"), "{code} {out} {err}");
     cri.remove_pod(&others).await?;
-    let after = node.traces();
-    ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
+    node.is_as_before(&before)?;
     // Only possible when no pod's cgroup is left in it.
     Ok(fs_err::remove_dir(&cgroup.0)?)
 }
@@ -204,9 +200,6 @@ fn mount(arguments: &[&str], path: &Path) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn templates_for_which_there_is_no_room_cost_no_pod() -> Result<()> {
-    if skip("templates_for_which_there_is_no_room_cost_no_pod") {
-        return Ok(());
-    }
     on_a_node(async || {
         let mut node = Node::start().await?;
         node.kill_daemon().await?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, on_a_node, skip, wait};
+use e2e::{Node, PodSpec, on_a_node, wait};
 use proto::cri::v1 as cri;
 use serde_json::Value;
 
@@ -32,9 +32,6 @@ const TOLD: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forks_have_nothing_in_common_that_tells_them_apart() -> Result<()> {
-    if skip("forks_have_nothing_in_common_that_tells_them_apart") {
-        return Ok(());
-    }
     on_a_node(async || {
         let count = match std::env::var("CLEARPOD_FORKS") {
             Ok(count) => count.parse().context("CLEARPOD_FORKS")?,
@@ -142,9 +139,6 @@ fn clock_is_right(guest: &str) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_can_ask_for_a_boot_and_a_fork_can_be_all_that_a_pod_is() -> Result<()> {
-    if skip("a_pod_can_ask_for_a_boot_and_a_fork_can_be_all_that_a_pod_is") {
-        return Ok(());
-    }
     on_a_node(async || {
         let node = Node::start().await?;
         let cri = node.cri();

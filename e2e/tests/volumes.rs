@@ -7,14 +7,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, on_a_node, skip, wait};
+use e2e::{Node, PodSpec, on_a_node, wait};
 use proto::cri::v1::{self as cri, MountPropagation};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn volumes_are_what_the_pod_asks_for() -> Result<()> {
-    if skip("volumes_are_what_the_pod_asks_for") {
-        return Ok(());
-    }
     on_a_node(async || {
         let mut node = Node::start().await?;
         let before = node.traces();
@@ -29,9 +26,7 @@ async fn volumes_are_what_the_pod_asks_for() -> Result<()> {
         memory_is_the_guests(&node).await.context("memory emptyDir")?;
         images_are_volumes(&node).await.context("image volume")?;
         disks_are_devices(&node).await.context("block device")?;
-        let after = node.traces();
-        ensure!(before == after, "left behind: {after:#?}\ninstead of {before:#?}");
-        Ok(())
+        node.is_as_before(&before)
     })
     .await
 }

@@ -38,6 +38,7 @@ const CREATE: [&str; 4] = [
     "create.made",
 ];
 const END: [&str; 2] = ["stop.ended", "remove.released"];
+const TEMPLATE: [&str; 2] = ["template.launched", "template.written"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_killed_between_any_two_steps_leaves_nothing() {
@@ -77,6 +78,26 @@ async fn a_daemon_killed_between_any_two_steps_leaves_nothing() {
         node.kill_daemon().await;
         node.remove_pod(&pod).await.unwrap();
         assert!(node.pods().await.is_empty(), "{point}");
+        node.assert_nothing_is_left();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_killed_while_it_makes_a_template_makes_another() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let mut node = forks::start().await;
+    ready(&node, 1).await;
+    for point in TEMPLATE {
+        std::fs::write(node.path("parts/kernel"), point).unwrap();
+        fail::cfg(point, "return").unwrap();
+        node.kill_daemon().await;
+        eventually(point, async || is_held(point)).await;
+        fail::remove(point);
+        node.kill_daemon().await;
+        ready(&node, 1).await;
+        let pod = node.run_pod("web").await.unwrap();
+        assert_eq!(start_of(&node, &pod).await, "fork", "{point}");
+        node.remove_pod(&pod).await.unwrap();
         node.assert_nothing_is_left();
     }
 }

@@ -73,7 +73,7 @@ async fn measure(node: &Node, load: &str) -> Result<()> {
     let mut lost = 0;
     for entry in entries.iter_mut().filter(|entry| entry.is_whole()) {
         let (peer, figures) = (&entry.peer, &mut entry.network);
-        let flows = spite_of_losses(&mut lost, async |attempt| {
+        let flows = spite_of_losses(node, &mut lost, async |attempt| {
             *figures = Figures::default();
             network::measure(peer, attempt, rounds.min(FLOWS), figures).await
         });
@@ -106,11 +106,16 @@ const TRIES: usize = 4;
 
 /// An emulated processor now and then loses a guest that is busy (`deploy/node/README.md`): what was measured in it is measured
 /// again in another pod, aloud, and counted.
-async fn spite_of_losses<T>(lost: &mut usize, mut measure: impl AsyncFnMut(usize) -> Result<T>) -> Result<T> {
+async fn spite_of_losses<T>(
+    node: &Node,
+    lost: &mut usize,
+    mut measure: impl AsyncFnMut(usize) -> Result<T>,
+) -> Result<T> {
     let mut attempt = 1;
     loop {
+        let before = node.lost_guests();
         match measure(attempt).await {
-            Err(error) if attempt < TRIES && format!("{error:#}").contains(LOST) => {
+            Err(error) if attempt < TRIES && node.lost_guests() > before => {
                 say(&format!("a guest was lost, again: {error:#}"))?;
                 *lost += 1;
                 attempt += 1;
@@ -119,9 +124,6 @@ async fn spite_of_losses<T>(lost: &mut usize, mut measure: impl AsyncFnMut(usize
         }
     }
 }
-
-/// What clearpod says then.
-const LOST: &str = "machine has ended";
 
 /// All that was measured.
 struct Measured {
@@ -161,7 +163,7 @@ async fn image_reads(node: &Node, entries: &mut [Entry], rounds: usize, lost: &m
         image.read_on_host(&mut reads.on_host).await?;
         for entry in entries.iter_mut().filter(|entry| entry.is_whole()) {
             let (peer, figures) = (&entry.peer, &mut entry.image);
-            let read = spite_of_losses(lost, async |attempt| {
+            let read = spite_of_losses(node, lost, async |attempt| {
                 let name = format!("reads-{round}-{attempt}");
                 image.read_in_pod(peer, &name, figures).await
             });
@@ -171,7 +173,7 @@ async fn image_reads(node: &Node, entries: &mut [Entry], rounds: usize, lost: &m
     }
     let pods = count("CLEARPOD_BENCH_SHARING", 20)?;
     let ours = entries.first().context("clearpod comes first")?;
-    let share = spite_of_losses(lost, async |attempt| {
+    let share = spite_of_losses(node, lost, async |attempt| {
         image.share(&ours.peer, attempt, pods, &node.images()).await
     });
     reads.sharing = share.await?;
