@@ -1,20 +1,56 @@
-//! critest-verdict REPORT [--expected LIST [--variant NAME]] [--beside REPORT] [--benchmarks DIR [--benchmarks-beside DIR]]
+//! Judges a run of critest: says what is not as expected, compares times with another report and benchmarks with another
+//! directory's, and ends with "N passed, N failed, N skipped" as critest itself would count.
 //!
-//! Judges a run of critest: says what is not as LIST expects it, compares times with the other report, and benchmarks with the
-//! other directory's; ends with "N passed, N failed, N skipped"
-//! as critest itself would count. The exit status is 1 when anything was unexpected, 2 when it could not judge.
+//! The exit status is 1 when anything was unexpected, 2 when it could not judge.
 
 use std::{
-    io::{self, Write as _},
-    path::Path,
+    io::{self, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result, bail};
-use e2e::critest::{Report, judge, read_benchmarks, read_expected, read_report, seconds_beside};
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use e2e::critest::{
+    Outcome, Report, judge, read_benchmarks, read_expected, read_report, seconds_beside, with_second_run,
+};
+
+#[derive(Parser)]
+struct Arguments {
+    /// Ginkgo's report of the run, as JSON.
+    report: PathBuf,
+    /// Only prints what --ginkgo.focus has to be for each spec that failed, a line each.
+    #[arg(long)]
+    failed: bool,
+    /// The report of a second run of what had failed: its results count instead.
+    #[arg(long, value_name = "REPORT")]
+    again: Option<PathBuf>,
+    /// What each spec is expected to do.
+    #[arg(long, value_name = "LIST")]
+    expected: Option<PathBuf>,
+    /// What of the list is expected of this variant alone.
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// The report of another run, for a comparison of times.
+    #[arg(long, value_name = "REPORT")]
+    beside: Option<PathBuf>,
+    /// What the benchmarks of this run measured.
+    #[arg(long, value_name = "DIRECTORY")]
+    benchmarks: Option<PathBuf>,
+    /// The same of another run.
+    #[arg(long, value_name = "DIRECTORY", requires = "benchmarks")]
+    benchmarks_beside: Option<PathBuf>,
+}
 
 fn main() -> ExitCode {
-    match run() {
+    let arguments = Arguments::parse();
+    let mut out = io::stdout().lock();
+    let done = if arguments.failed {
+        print_failed(&arguments.report, &mut out).map(|()| true)
+    } else {
+        run(arguments, &mut out)
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -24,33 +60,29 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<bool> {
-    let (mut report, mut expected, mut variant, mut beside) = (None, None, None, None);
-    let (mut benchmarks, mut benchmarks_beside) = (None, None);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--expected" => expected = Some(arguments.next().context("--expected needs a file")?),
-            "--variant" => variant = Some(arguments.next().context("--variant needs a name")?),
-            "--beside" => beside = Some(arguments.next().context("--beside needs a file")?),
-            "--benchmarks" => benchmarks = Some(arguments.next().context("--benchmarks needs a directory")?),
-            "--benchmarks-beside" => {
-                benchmarks_beside = Some(
-                    arguments
-                        .next()
-                        .context("--benchmarks-beside needs a directory")?,
-                );
-            }
-            _ if report.is_none() => report = Some(argument),
-            _ => bail!("{argument}: one report at a time"),
+fn print_failed(report: &Path, out: &mut impl Write) -> Result<()> {
+    let specs = load(report)?.specs;
+    for spec in specs.iter().filter(|spec| spec.outcome == Outcome::Fail) {
+        writeln!(out, "{}", spec.focus)?;
+    }
+    Ok(())
+}
+
+fn run(arguments: Arguments, out: &mut impl Write) -> Result<bool> {
+    let mut report = load(&arguments.report)?;
+    if let Some(again) = &arguments.again {
+        let passed;
+        (report, passed) = with_second_run(report, load(again)?);
+        for spec in passed {
+            writeln!(out, "  passed the second time: {spec}")?;
         }
     }
-    let report = load(&report.context("usage: critest-verdict REPORT [--expected LIST] [--beside REPORT]")?)?;
-    let expected = expected
-        .map(|path| read_expected(&fs_err::read_to_string(&path)?, variant.as_deref()).context(path))
+    let variant = arguments.variant.as_deref();
+    let expected = arguments
+        .expected
+        .map(|path| read_expected(&fs_err::read_to_string(&path)?, variant).with_context(|| display(&path)))
         .transpose()?;
     let verdict = judge(&report, expected.as_ref());
-    let mut out = io::stdout().lock();
     for known in &verdict.known {
         writeln!(out, "  as expected: {known}")?;
     }
@@ -58,23 +90,31 @@ fn run() -> Result<bool> {
         writeln!(out, "  UNEXPECTED: {surprise}")?;
     }
     writeln!(out, "critest took {:.1} s", report.seconds)?;
-    if let Some(path) = beside {
-        let (here, there, count) = seconds_beside(&report, &load(&path)?);
-        let ratio = here / there;
-        writeln!(
-            out,
-            "the {count} specs that passed in both: {here:.1} s against {there:.1} s, ratio {ratio:.2}"
-        )?;
+    if let Some(path) = arguments.beside {
+        compare(&report, &load(&path)?, out)?;
     }
-    if let Some(directory) = benchmarks {
-        let beside = benchmarks_beside.map(|other| read_benchmarks(Path::new(&other)));
-        read_benchmarks(Path::new(&directory))?.write(beside.transpose()?.as_ref(), &mut out)?;
+    if let Some(directory) = arguments.benchmarks {
+        let beside = arguments.benchmarks_beside.as_deref().map(read_benchmarks);
+        read_benchmarks(&directory)?.write(beside.transpose()?.as_ref(), out)?;
     }
     let (passed, failed, skipped) = (verdict.passed, verdict.failed, verdict.skipped);
     writeln!(out, "{passed} passed, {failed} failed, {skipped} skipped")?;
     Ok(verdict.surprises.is_empty())
 }
 
-fn load(path: &str) -> Result<Report> {
-    read_report(&fs_err::read_to_string(path)?).with_context(|| path.to_owned())
+fn compare(report: &Report, other: &Report, out: &mut impl Write) -> io::Result<()> {
+    let (here, there, count) = seconds_beside(report, other);
+    let ratio = here / there;
+    writeln!(
+        out,
+        "the {count} specs that passed in both: {here:.1} s against {there:.1} s, ratio {ratio:.2}"
+    )
+}
+
+fn load(path: &Path) -> Result<Report> {
+    read_report(&fs_err::read_to_string(path)?).with_context(|| display(path))
+}
+
+fn display(path: &Path) -> String {
+    path.display().to_string()
 }

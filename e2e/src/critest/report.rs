@@ -26,10 +26,15 @@ pub struct Spec {
     /// Its texts from the outside to the inside, without critest's "[k8s.io]".
     pub name: String,
     pub outcome: Outcome,
+    /// What `--ginkgo.focus` has to be for it to run.
+    pub focus: String,
     /// Why it failed or skipped itself.
     pub message: String,
     pub seconds: f64,
 }
+
+/// Bytes of a failure's message that a person is shown.
+const SHOWN: usize = 600;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -71,9 +76,11 @@ impl Spec {
     /// For a person.
     #[must_use]
     pub fn line(&self) -> String {
-        let first = self.message.trim().lines().next().unwrap_or_default();
-        let colon = if first.is_empty() { "" } else { ": " };
-        format!("{:?}: {}{colon}{first}", self.outcome, self.name)
+        let lines: Vec<_> = self.message.split_whitespace().collect();
+        let mut message = lines.join(" ");
+        message.truncate(message.floor_char_boundary(SHOWN));
+        let colon = if message.is_empty() { "" } else { ": " };
+        format!("{:?}: {}{colon}{message}", self.outcome, self.name)
     }
 }
 
@@ -129,19 +136,37 @@ impl Report {
         self.specs.push(Spec {
             name,
             outcome,
+            focus: focus(&node),
             message: node.failure.message,
             seconds: seconds(node.run_time),
         });
     }
 }
 
-fn name(node: &Node) -> String {
+fn texts(node: &Node) -> impl Iterator<Item = &String> {
     let containers = node.container_hierarchy_texts.iter().flatten();
-    let texts: Vec<_> = containers
-        .chain([&node.leaf_node_text])
+    containers.chain([&node.leaf_node_text])
+}
+
+fn name(node: &Node) -> String {
+    let texts: Vec<_> = texts(node)
         .map(|text| text.trim_start_matches("[k8s.io] "))
         .collect();
     texts.join(" / ")
+}
+
+/// Ginkgo joins the suite's text and the spec's with spaces, and looks for a regular expression of Go's in that.
+fn focus(node: &Node) -> String {
+    let texts: Vec<_> = texts(node).map(String::as_str).collect();
+    let mut expression = String::from(" ");
+    for character in texts.join(" ").chars() {
+        if r"\.+*?()|[]{}^$".contains(character) {
+            expression.push('\\');
+        }
+        expression.push(character);
+    }
+    expression.push('$');
+    expression
 }
 
 fn seconds(nanoseconds: u64) -> f64 {
