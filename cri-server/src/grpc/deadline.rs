@@ -1,18 +1,29 @@
 //! The client's own deadline, the `grpc-timeout` header (gRPC over HTTP/2, "Timeout"). tonic keeps it too, and answers CANCELLED where
-//! the protocol and clients want DEADLINE_EXCEEDED; so ours ends a little earlier.
+//! the protocol and clients want DEADLINE_EXCEEDED; so ours ends a little earlier: [`keep`] that of a call, and [`Kept`] that of a
+//! request whose message has not come yet.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use tonic::metadata::MetadataMap;
+use hyper::{HeaderMap, Request, Response};
+use tokio::time::timeout;
+use tonic::{Status, body::Body};
+use tower::Service;
 
 use crate::sandbox::RequestError;
 
 /// tokio's timers count whole milliseconds; tonic's is set a moment before ours.
 const EARLIER: Duration = Duration::from_millis(3);
+/// After the call's, whose message says more.
+const KEPT_EARLIER: Duration = Duration::from_millis(2);
 
 /// How long the client waits; `None` when it does not say, or not as the protocol wants it.
-pub(super) fn of(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+pub(super) fn of(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     // The protocol's bound, so that nothing overflows.
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -39,20 +50,59 @@ pub(super) async fn keep<A>(
     let Some(deadline) = deadline else {
         return call.await;
     };
-    let ended = tokio::time::timeout(deadline.saturating_sub(EARLIER), call).await;
+    let ended = timeout(deadline.saturating_sub(EARLIER), call).await;
     ended.unwrap_or_else(|_| Err(RequestError::Deadline { rpc, deadline }))
+}
+
+/// A service of which each answer keeps its client's deadline, from the request's headers on.
+#[derive(Debug, Clone)]
+pub(super) struct Kept<S>(pub(super) S);
+
+impl<S, B> Service<Request<B>> for Kept<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let deadline = of(request.headers());
+        let answer = self.0.call(request);
+        Box::pin(async move {
+            let Some(deadline) = deadline else {
+                return answer.await;
+            };
+            let ended = timeout(deadline.saturating_sub(KEPT_EARLIER), answer).await;
+            ended.unwrap_or_else(|_| {
+                let waited = deadline.as_secs_f32();
+                let text = format!("no answer within the client's {waited} s");
+                Ok(Status::deadline_exceeded(text).into_http())
+            })
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{convert::Infallible, future::pending};
+
+    use tonic::Code;
+    use tower::{ServiceExt as _, service_fn};
+
     use super::*;
 
     #[test]
     fn the_header_is_read_as_the_protocol_has_it() {
         let read = |text: &str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", text.parse().unwrap());
-            of(&metadata)
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            of(&headers)
         };
         assert_eq!(read("2H"), Some(Duration::from_secs(7200)));
         assert_eq!(read("3M"), Some(Duration::from_secs(180)));
@@ -63,7 +113,24 @@ mod tests {
         for wrong in ["", "S", "5", "5s", "-5S", "+5S", "123456789S", "1 S"] {
             assert_eq!(read(wrong), None, "{wrong:?}");
         }
-        assert_eq!(of(&MetadataMap::new()), None);
+        assert_eq!(of(&HeaderMap::new()), None);
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_message_does_not_come_ends_as_the_protocol_wants_it() {
+        let waits = service_fn(|_: Request<()>| pending::<Result<Response<Body>, Infallible>>());
+        for text in ["1m", "20m"] {
+            let request = Request::builder().header("grpc-timeout", text);
+            let answer = Kept(waits).oneshot(request.body(()).unwrap()).await.unwrap();
+            let status = Status::from_header_map(answer.headers()).unwrap();
+            assert_eq!(status.code(), Code::DeadlineExceeded);
+        }
+        let answers = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Body::default())));
+        for text in ["10S", "forever"] {
+            let request = Request::builder().header("grpc-timeout", text);
+            let answer = Kept(answers).oneshot(request.body(()).unwrap()).await.unwrap();
+            assert!(Status::from_header_map(answer.headers()).is_none());
+        }
     }
 
     #[tokio::test]

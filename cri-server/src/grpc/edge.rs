@@ -64,7 +64,7 @@ impl Edge {
     {
         let began = Instant::now();
         let result = if self.is_recovered() || ALWAYS.contains(&rpc) {
-            let deadline = deadline::of(request.metadata());
+            let deadline = deadline::of(request.metadata().as_ref());
             let call = handler(Arc::clone(&self.node), request.into_inner());
             Box::pin(deadline::keep(rpc, deadline, call)).await
         } else {

@@ -76,6 +76,7 @@ pub(crate) async fn serve(
         .max_encoding_message_size(MAX_MESSAGE);
     let clients = UnixListenerStream::new(listener).map(|client| client.map(authority::Socket::new));
     Server::builder()
+        .layer(tower::layer::layer_fn(deadline::Kept))
         .add_service(runtime)
         .add_service(image)
         .serve_with_incoming_shutdown(clients, stop)
