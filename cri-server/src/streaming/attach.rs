@@ -6,7 +6,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use super::{
     remote_command::{Client, ClientOutput, Outcome, Wanted},
-    terminal,
+    terminal::{self, Resizes},
 };
 use crate::{
     container::exec::FOREVER,
@@ -83,7 +83,7 @@ async fn attach(
             _ => {}
         }
     };
-    let resizes = terminal::resize(&machine.guest, &process, client.resize.take());
+    let resizes = Resizes::new(client.resize.take()).pass_on(&machine.guest, &process);
     let until_end = async {
         if let Some(output) = output {
             follow(output, &mut client.output).await;

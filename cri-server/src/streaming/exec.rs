@@ -5,7 +5,7 @@ use tokio::time::sleep;
 
 use super::{
     remote_command::{Client, ClientOutput, Outcome, Wanted},
-    terminal,
+    terminal::{self, Resizes},
 };
 use crate::{
     container::exec::{self, DRAIN, Exec, FOREVER, Started},
@@ -37,8 +37,12 @@ pub(super) async fn run(
     };
     exec.process.terminal = wanted.terminal;
     exec.process.stdin = wanted.stdin;
+    let mut resizes = Resizes::new(client.resize.take());
+    if wanted.terminal {
+        exec.process.terminal_size = resizes.first().await.map(Into::into);
+    }
     let outcome = tokio::select! {
-        outcome = attend(&exec, wanted, client) => outcome,
+        outcome = attend(&exec, wanted, client, resizes) => outcome,
         () = machine_gone => Outcome::Failed("the container's machine has ended".to_owned()),
     };
     // The client does not wait for it.
@@ -47,11 +51,11 @@ pub(super) async fn run(
 }
 
 /// A start is waited for even when the client has gone: forgotten before it had begun, the command would run on for nobody.
-async fn attend(exec: &Exec, wanted: Wanted, client: &mut Client) -> Outcome {
+async fn attend(exec: &Exec, wanted: Wanted, client: &mut Client, resizes: Resizes) -> Outcome {
     let closed = client.line.closed.clone();
     let followed = match exec.start().await {
         Ok(Started::Runs) => tokio::select! {
-            ended = follow(exec, wanted, client) => ended,
+            ended = follow(exec, wanted, client, resizes) => ended,
             () = closed.cancelled() => return Outcome::Gone,
         },
         Ok(Started::Ended { text, exit_code }) => {
@@ -66,7 +70,12 @@ async fn attend(exec: &Exec, wanted: Wanted, client: &mut Client) -> Outcome {
     }
 }
 
-async fn follow(exec: &Exec, wanted: Wanted, client: &mut Client) -> Result<i32, RequestError> {
+async fn follow(
+    exec: &Exec,
+    wanted: Wanted,
+    client: &mut Client,
+    resizes: Resizes,
+) -> Result<i32, RequestError> {
     let stdin = if wanted.stdin {
         let opened = Stdin::open(&exec.dialer, &exec.id).await;
         Some(opened.map_err(RequestError::failed(exec.operation()))?)
@@ -78,7 +87,7 @@ async fn follow(exec: &Exec, wanted: Wanted, client: &mut Client) -> Result<i32,
             terminal::type_in(stdin, incoming, wanted.terminal).await;
         }
     };
-    let resizes = terminal::resize(&exec.guest, &exec.id, client.resize.take());
+    let resizes = resizes.pass_on(&exec.guest, &exec.id);
     tokio::select! {
         exit = deliver(exec, wanted.terminal, &mut client.output) => Ok(exit?.code),
         never = async { tokio::join!(input, resizes); std::future::pending().await } => never,

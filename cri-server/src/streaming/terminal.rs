@@ -1,7 +1,11 @@
 //! What a client types and how large its window is: for a process of the guest, whether exec'd or attached to.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
+use proto::agent::v1::TerminalSize;
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::stream::Incoming;
 use crate::{
@@ -15,12 +19,24 @@ const MAX_SIZE: usize = 1024;
 /// A terminal's end of file is a character (`VEOF` of termios(3)): its line discipline ends a read with it.
 const END_OF_FILE: &[u8] = b"\x04";
 
+/// How long a command is held back for the size of its terminal: many look at it once, at their beginning.
+const FIRST_SIZE: Duration = Duration::from_millis(100);
+
 /// As `remotecommand.TerminalSize`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Size {
+pub(super) struct Size {
     width: u16,
     height: u16,
+}
+
+impl From<Size> for TerminalSize {
+    fn from(size: Size) -> Self {
+        Self {
+            width: size.width.into(),
+            height: size.height.into(),
+        }
+    }
 }
 
 /// Passes on what the client sends, and its end. Returns as well when the process takes no more.
@@ -47,20 +63,43 @@ pub(super) async fn type_in_kept(mut stdin: Stdin, mut incoming: Incoming) {
     }
 }
 
-/// Tells the process's terminal every size that the client sends.
-pub(super) async fn resize(guest: &GuestClient, process: &ProcessId, incoming: Option<Incoming>) {
-    let Some(mut incoming) = incoming else {
-        return;
-    };
-    let mut sizes = Sizes::default();
-    while let Some(bytes) = incoming.next().await {
-        // Between two sizes that come together nothing is drawn.
-        let Some(Size { width, height }) = sizes.push(&bytes) else {
-            continue;
-        };
-        let resized = guest.resize_terminal(process, width.into(), height.into()).await;
-        if let Err(error) = resized {
-            tracing::debug!(%process, error = chain(&error), "the terminal keeps its size");
+/// The sizes that a client sends.
+#[derive(Debug)]
+pub(super) struct Resizes {
+    incoming: Option<Incoming>,
+    sizes: Sizes,
+}
+
+impl Resizes {
+    pub(super) fn new(incoming: Option<Incoming>) -> Self {
+        Self {
+            incoming,
+            sizes: Sizes::default(),
+        }
+    }
+
+    /// The size that the terminal begins with, from a client that sends it as soon as it can, as those do that have a terminal.
+    pub(super) async fn first(&mut self) -> Option<Size> {
+        timeout(FIRST_SIZE, self.next()).await.ok().flatten()
+    }
+
+    /// Tells the process's terminal every size that comes.
+    pub(super) async fn pass_on(mut self, guest: &GuestClient, process: &ProcessId) {
+        while let Some(Size { width, height }) = self.next().await {
+            let resized = guest.resize_terminal(process, width.into(), height.into()).await;
+            if let Err(error) = resized {
+                tracing::debug!(%process, error = chain(&error), "the terminal keeps its size");
+            }
+        }
+    }
+
+    /// Between two sizes that come together nothing is drawn.
+    async fn next(&mut self) -> Option<Size> {
+        let incoming = self.incoming.as_mut()?;
+        loop {
+            if let Some(size) = self.sizes.push(&incoming.next().await?) {
+                return Some(size);
+            }
         }
     }
 }

@@ -56,6 +56,7 @@ impl FakeProcess {
             .env
             .iter()
             .flat_map(|entry| [entry.as_slice(), b"\n"].concat());
+        let sizes = process.terminal_size.map(|size| (size.width, size.height));
         Self {
             output: OutputBuffer::default(),
             wants_stdin: process.stdin,
@@ -68,7 +69,7 @@ impl FakeProcess {
             signalled: Notify::new(),
             stdin: AsyncMutex::new(None),
             kept: Mutex::default(),
-            sizes: Mutex::default(),
+            sizes: Mutex::new(sizes.into_iter().collect()),
         }
     }
 

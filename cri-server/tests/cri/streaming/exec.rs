@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use cri_server::streaming::testing::ClientEvent;
+use cri_server::{
+    guest::fake::{Fault, FaultPoint},
+    streaming::testing::ClientEvent,
+};
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -107,6 +110,20 @@ async fn a_terminal_gets_the_clients_sizes_and_no_stderr() {
         "typed\n\x04",
         "a terminal's end is a character"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_begins_with_the_size_that_the_client_sends_first() {
+    let (node, pod, container) = running().await;
+    let machine = node.host.machine(&pod).unwrap();
+    let call = FaultPoint::Call("ResizeTerminal");
+    node.host.inject(call, Fault::Fail, usize::MAX);
+    let mut command = open(&node, &container, &["cat"], TERMINAL).await;
+    command.resize(80, 24).await;
+    let exec = exec_id(&node, &pod, &container).await;
+    assert_eq!(machine.agent().sizes(&container, &exec), [(80, 24)]);
+    command.close_stdin().await;
+    assert_eq!(command.exit_code().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
