@@ -8,6 +8,7 @@
 #[path = "../alone/mod.rs"]
 mod alone;
 mod containerd;
+mod gaps;
 mod image;
 mod network;
 mod picture;
@@ -19,12 +20,13 @@ use e2e::{
     Figures, Node,
     conditions::{self, count, say},
 };
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use tokio::task::block_in_place;
 
 use self::{
     alone::{Payload, Qemu},
     containerd::Containerd,
+    gaps::Gaps,
     image::Image,
     pod::Peer,
 };
@@ -65,77 +67,63 @@ async fn measure(node: &Node, load: &str) -> Result<()> {
     let containerd = Containerd::start(node).await?;
     let mut entries = entries(node, containerd.as_ref());
     say(&format!("peers: {}", names(&entries).join(", ")))?;
-    let left_out = leave_out(&mut entries).await?;
+    let mut gaps = Gaps::default();
+    leave_out(&mut entries, &mut gaps).await?;
     for round in 1..=rounds {
-        one_round(&mut entries, round).await?;
+        one_round(&mut entries, round, &mut gaps).await?;
         say(&format!("round {round} of {rounds}"))?;
     }
-    let mut lost = 0;
     for entry in entries.iter_mut().filter(|entry| entry.is_whole()) {
-        let (peer, figures) = (&entry.peer, &mut entry.network);
-        let flows = spite_of_losses(node, &mut lost, async |attempt| {
-            *figures = Figures::default();
-            network::measure(peer, attempt, rounds.min(FLOWS), figures).await
-        });
-        flows.await.context(peer.name)?;
-        let rate = peer.at_once(at_once).await.context(peer.name)?;
-        entry.rates.add(AT_ONCE, rate);
-        say(&format!(
-            "{}: {rate:.2} pods per second of {at_once} at once",
-            peer.name
-        ))?;
+        beside_the_rounds(node, entry, rounds, at_once, &mut gaps).await?;
     }
-    let reads = image_reads(node, &mut entries, rounds.min(IMAGE_ROUNDS), &mut lost).await?;
+    let reads = image_reads(node, &mut entries, rounds.min(IMAGE_ROUNDS), &mut gaps).await?;
     let boots = block_in_place(|| boots(node, rounds))?;
     let measured = Measured {
         containerd: containerd.map(|containerd| containerd.version),
-        left_out,
+        gaps,
         entries,
         reads,
         boots,
-        lost,
     };
     let conditions = conditions::describe(node, load, "").await?;
-    report::write(node, &conditions, &measured)
+    report::write(node, &conditions, &measured)?;
+    measured.gaps.none_of_ours()
 }
 
 /// TCP flows of each peer.
 const FLOWS: usize = 4;
-/// Tries of what a guest does not survive.
-const TRIES: usize = 4;
-
-/// An emulated processor now and then loses a guest that is busy (`deploy/node/README.md`): what was measured in it is measured
-/// again in another pod, aloud, and counted.
-async fn spite_of_losses<T>(
+/// What goes through one pod's network, and many pods at once.
+async fn beside_the_rounds(
     node: &Node,
-    lost: &mut usize,
-    mut measure: impl AsyncFnMut(usize) -> Result<T>,
-) -> Result<T> {
-    let mut attempt = 1;
-    loop {
-        let before = node.lost_guests();
-        match measure(attempt).await {
-            Err(error) if attempt < TRIES && node.lost_guests() > before => {
-                say(&format!("a guest was lost, again: {error:#}"))?;
-                *lost += 1;
-                attempt += 1;
-            }
-            result => return result,
-        }
+    entry: &mut Entry,
+    rounds: usize,
+    at_once: usize,
+    gaps: &mut Gaps,
+) -> Result<()> {
+    let (peer, figures) = (&entry.peer, &mut entry.network);
+    let flows = async |attempt| {
+        *figures = Figures::default();
+        network::measure(peer, attempt, rounds.min(FLOWS), figures).await
+    };
+    let flows = gaps.spite_of_losses(node, flows).await;
+    gaps.figure(peer, "network", flows).await?;
+    let rate = peer.at_once(at_once).await;
+    if let Some(rate) = gaps.figure(peer, "pods_per_second", rate).await? {
+        entry.rates.add(AT_ONCE, rate);
+        let name = peer.name;
+        say(&format!("{name}: {rate:.2} pods per second of {at_once} at once"))?;
     }
+    Ok(())
 }
 
 /// All that was measured.
 struct Measured {
     /// What containerd and runc call themselves.
     containerd: Option<String>,
-    /// Peers that cannot run a pod here, and why.
-    left_out: Map<String, Value>,
+    gaps: Gaps,
     entries: Vec<Entry>,
     reads: Reads,
     boots: Boots,
-    /// Guests of which something was measured again.
-    lost: usize,
 }
 
 /// Pods of each peer that read an image.
@@ -150,7 +138,7 @@ struct Reads {
 }
 
 /// In turn on the host and in a pod of each peer; then many pods of ours.
-async fn image_reads(node: &Node, entries: &mut [Entry], rounds: usize, lost: &mut usize) -> Result<Reads> {
+async fn image_reads(node: &Node, entries: &mut [Entry], rounds: usize, gaps: &mut Gaps) -> Result<Reads> {
     let mut reads = Reads::default();
     let mebibytes = count("CLEARPOD_BENCH_IMAGE_MIB", 200)?;
     let Some(image) = Image::push(node, mebibytes).await? else {
@@ -163,20 +151,23 @@ async fn image_reads(node: &Node, entries: &mut [Entry], rounds: usize, lost: &m
         image.read_on_host(&mut reads.on_host).await?;
         for entry in entries.iter_mut().filter(|entry| entry.is_whole()) {
             let (peer, figures) = (&entry.peer, &mut entry.image);
-            let read = spite_of_losses(node, lost, async |attempt| {
+            let read = gaps.spite_of_losses(node, async |attempt| {
                 let name = format!("reads-{round}-{attempt}");
                 image.read_in_pod(peer, &name, figures).await
             });
-            read.await.context(peer.name)?;
+            let read = read.await;
+            gaps.figure(peer, "image", read).await?;
         }
         say(&format!("image reads: round {round} of {rounds}"))?;
     }
     let pods = count("CLEARPOD_BENCH_SHARING", 20)?;
     let ours = entries.first().context("clearpod comes first")?;
-    let share = spite_of_losses(node, lost, async |attempt| {
+    let share = gaps.spite_of_losses(node, async |attempt| {
         image.share(&ours.peer, attempt, pods, &node.images()).await
     });
-    reads.sharing = share.await?;
+    let share = share.await;
+    let share = gaps.figure(&ours.peer, "image_sharing", share).await?;
+    reads.sharing = share.unwrap_or_default();
     say(&format!("image pages: {}", reads.sharing))?;
     Ok(reads)
 }
@@ -228,15 +219,11 @@ impl Entry {
 
 /// A pod of each that is not counted: it fills the page cache with what all pods read. A peer that cannot run one is left out,
 /// with what it said; that we can is what all this is about.
-async fn leave_out(entries: &mut Vec<Entry>) -> Result<Map<String, Value>> {
-    let mut left_out = Map::new();
+async fn leave_out(entries: &mut Vec<Entry>, gaps: &mut Gaps) -> Result<()> {
     for mut entry in std::mem::take(entries) {
         let name = entry.peer.name;
         match entry.measure("uncounted").await {
-            Err(error) if entry.is_whole() && name != OURS => {
-                say(&format!("{name} is left out: {error:#}"))?;
-                left_out.insert(name.to_owned(), json!(format!("{error:#}")));
-            }
+            Err(error) if entry.is_whole() && name != OURS => gaps.leave_out(name, &error)?,
             Err(error) => return Err(error),
             Ok(()) => {
                 entry.forget();
@@ -244,16 +231,17 @@ async fn leave_out(entries: &mut Vec<Entry>) -> Result<Map<String, Value>> {
             }
         }
     }
-    Ok(left_out)
+    Ok(())
 }
 
 /// One pod of each; who comes first changes.
-async fn one_round(entries: &mut [Entry], round: usize) -> Result<()> {
+async fn one_round(entries: &mut [Entry], round: usize, gaps: &mut Gaps) -> Result<()> {
     let count = entries.len();
     for turn in 0..count {
         if let Some(entry) = entries.get_mut((round + turn) % count) {
-            let name = entry.peer.name;
-            entry.measure(&format!("round-{round}")).await.context(name)?;
+            let measured = entry.measure(&format!("round-{round}")).await;
+            let figure = format!("round {round}");
+            gaps.figure(&entry.peer, &figure, measured).await?;
         }
     }
     Ok(())

@@ -41,11 +41,10 @@ const FIGURES: [Figure; 11] = [
 pub(crate) fn write(node: &Node, conditions: &Value, measured: &Measured) -> Result<()> {
     let Measured {
         containerd,
-        left_out,
+        gaps,
         entries,
         reads,
         boots,
-        lost,
     } = measured;
     let ratios = ratios(measured);
     let mut out = stderr().lock();
@@ -67,8 +66,8 @@ pub(crate) fn write(node: &Node, conditions: &Value, measured: &Measured) -> Res
         "containerd": containerd,
         "bundle": node.bundle(),
         "ratios": ratios,
-        "left_out": left_out,
-        "guests_lost": lost,
+        "left_out": gaps.left_out,
+        "guests_lost": gaps.lost,
         "idle_pod_pss_mib": ours_kib / 1024.0,
         "peers": peers,
         "plain_file_mib_per_second": reads.on_host.json(),

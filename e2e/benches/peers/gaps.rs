@@ -1,0 +1,87 @@
+//! What a run goes on without: guests that an emulated processor loses, and figures that somebody does not get to.
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Node, conditions::say};
+use proto::cri::v1 as cri;
+use serde_json::{Map, Value, json};
+
+use crate::{OURS, pod::Peer};
+
+/// Tries of what a guest does not survive.
+const TRIES: usize = 4;
+
+/// What is missing in the report.
+#[derive(Default)]
+pub(crate) struct Gaps {
+    /// Peers that cannot run a pod here, and figures of one that could not be measured: why.
+    pub(crate) left_out: Map<String, Value>,
+    /// Guests of which something was measured again.
+    pub(crate) lost: usize,
+    ours: usize,
+}
+
+impl Gaps {
+    /// Leaves a peer or a figure out, aloud.
+    pub(crate) fn leave_out(&mut self, what: &str, error: &anyhow::Error) -> Result<()> {
+        say(&format!("{what} is left out: {error:#}"))?;
+        self.left_out.insert(what.to_owned(), json!(format!("{error:#}")));
+        Ok(())
+    }
+
+    /// What was measured of a peer, or nothing when that went wrong; what runs of it is ended then.
+    pub(crate) async fn figure<T>(
+        &mut self,
+        peer: &Peer,
+        figure: &str,
+        measured: Result<T>,
+    ) -> Result<Option<T>> {
+        match measured {
+            Ok(measured) => Ok(Some(measured)),
+            Err(error) => {
+                self.ours += usize::from(peer.name == OURS);
+                self.leave_out(&format!("{} {figure}", peer.name), &error)?;
+                end_all(peer).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// An emulated processor now and then loses a guest that is busy (`deploy/node/README.md`): what was measured in it is measured
+    /// again in another pod, aloud, and counted.
+    pub(crate) async fn spite_of_losses<T>(
+        &mut self,
+        node: &Node,
+        mut measure: impl AsyncFnMut(usize) -> Result<T>,
+    ) -> Result<T> {
+        let mut attempt = 1;
+        loop {
+            let before = node.lost_guests();
+            match measure(attempt).await {
+                Err(error) if attempt < TRIES && node.lost_guests() > before => {
+                    say(&format!("a guest was lost, again: {error:#}"))?;
+                    self.lost += 1;
+                    attempt += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// That nothing of ours is missing.
+    pub(crate) fn none_of_ours(&self) -> Result<()> {
+        ensure!(self.ours == 0, "clearpod did not get to {} figures", self.ours);
+        Ok(())
+    }
+}
+
+/// Ends a peer's pods, so that what it is measured by next does not run beside them.
+async fn end_all(peer: &Peer) -> Result<()> {
+    let request = cri::ListPodSandboxRequest::default();
+    let pods = peer.cri.runtime.clone().list_pod_sandbox(request).await;
+    for pod in pods.context("list pods")?.into_inner().items {
+        if let Err(error) = peer.cri.remove_pod(&pod.id).await {
+            say(&format!("{}: pod {} stays: {error}", peer.name, pod.id))?;
+        }
+    }
+    Ok(())
+}
