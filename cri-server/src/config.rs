@@ -99,7 +99,8 @@ pub struct MachineDefaults {
     /// How image layers reach the guest.
     pub layer_transport: LayerTransport,
     /// With `layer_transport = "auto"`: layers up to this size are pmem, larger ones block devices, MiB. A DAX mapping
-    /// costs the guest 1.6 % of the layer's size in page structures, a block device only what is read.
+    /// costs the guest 1.6 % of the layer's size in page structures, and what it reads is the host's page cache, shared by all pods of
+    /// the image; a block device costs each guest a copy of what it reads.
     pub pmem_max_mib: u64,
     /// Size of the console's ring, KiB.
     pub console_kib: u32,
@@ -240,7 +241,7 @@ impl Default for MachineDefaults {
             vcpus_spare: 3,
             scratch_mib: 10 * 1024,
             layer_transport: LayerTransport::Auto,
-            pmem_max_mib: 64,
+            pmem_max_mib: 512,
             console_kib: 64,
             cgroup_root: Some("/sys/fs/cgroup".into()),
             cgroup_parent: "/clearpod".to_owned(),

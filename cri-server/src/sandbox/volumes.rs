@@ -16,7 +16,7 @@ use proto::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    awake::own_end,
+    awake::{own_end, told},
     driver::Driver,
     error::{RequestError, chain},
     follow::Follower,
@@ -371,7 +371,7 @@ impl Driver {
         if let Some(live) = &self.live
             && let Some(exit) = own_end(&live.process).await
         {
-            self.machine_ended(&exit.to_string()).await;
+            self.machine_ended(&told(&self.plan, exit)).await;
             return;
         }
         let how = match exit {

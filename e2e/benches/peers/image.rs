@@ -111,7 +111,7 @@ impl Image {
         let copies = of_images as f64 / 1024.0 / self.mebibytes as f64;
         ensure!(
             copies > 0.1,
-            "{of_images} KiB of images in {} are mapped",
+            "{of_images} KiB of images in {} are mapped, of {of_all} KiB that the pods have",
             images.display()
         );
         Ok(

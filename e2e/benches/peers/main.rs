@@ -107,7 +107,7 @@ async fn beside_the_rounds(
     };
     let flows = gaps.spite_of_losses(node, flows).await;
     gaps.figure(peer, "network", flows).await?;
-    let rate = peer.at_once(at_once).await;
+    let rate = peer.at_once(at_once, &mut entry.memory).await;
     if let Some(rate) = gaps.figure(peer, "pods_per_second", rate).await? {
         entry.rates.add(AT_ONCE, rate);
         let name = peer.name;

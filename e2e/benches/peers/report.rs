@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     AT_ONCE, BOOT_MEMORY_MIB, Boots, Entry, Measured, OURS, alone, image, network, picture,
-    pod::{EXEC, FIRST_LINE, MEMORY, REMOVE, SANDBOX, median, ratio},
+    pod::{EXEC, FIRST_LINE, MEMORY, MEMORY_OF_MANY, REMOVE, SANDBOX, median, ratio},
 };
 
 const QEMU: &str = "qemu_microvm";
@@ -24,12 +24,13 @@ const MACHINE: &str = "machine";
 /// A figure of a runtime: its name in ratios and pictures, its series, the unit, and where an entry has it.
 type Figure = (&'static str, &'static str, &'static str, fn(&Entry) -> &Figures);
 
-const FIGURES: [Figure; 11] = [
+const FIGURES: [Figure; 12] = [
     ("sandbox", SANDBOX, "ms", |entry| &entry.times),
     ("first_line", FIRST_LINE, "ms", |entry| &entry.times),
     ("exec", EXEC, "ms", |entry| &entry.times),
     ("remove", REMOVE, "ms", |entry| &entry.times),
     ("memory", MEMORY, "KiB", |entry| &entry.memory),
+    ("memory_of_many", MEMORY_OF_MANY, "KiB", |entry| &entry.memory),
     ("tcp_flow", network::FLOW, "MiB/s", |entry| &entry.network),
     ("round_trip", network::ROUND_TRIP, "ms", |entry| &entry.network),
     ("pods_per_second", AT_ONCE, "1/s", |entry| &entry.rates),
@@ -60,7 +61,7 @@ pub(crate) fn write(node: &Node, conditions: &Value, measured: &Measured) -> Res
         pictures(Path::new(&directory), entries, boots)?;
     }
     let first = entries.first().filter(|entry| entry.peer.name == OURS);
-    let ours_kib = median(&first.context("clearpod comes first")?.memory, MEMORY)?;
+    let ours = &first.context("clearpod comes first")?.memory;
     let report = json!({
         "conditions": conditions,
         "containerd": containerd,
@@ -68,7 +69,8 @@ pub(crate) fn write(node: &Node, conditions: &Value, measured: &Measured) -> Res
         "ratios": ratios,
         "left_out": gaps.left_out,
         "guests_lost": gaps.lost,
-        "idle_pod_pss_mib": ours_kib / 1024.0,
+        "idle_pod_pss_mib": median(ours, MEMORY)? / 1024.0,
+        "idle_pod_of_many_pss_mib": ours.median(MEMORY_OF_MANY).map(|kib| kib / 1024.0),
         "peers": peers,
         "plain_file_mib_per_second": reads.on_host.json(),
         "image_sharing": reads.sharing,
