@@ -17,8 +17,8 @@ use tokio::sync::Mutex;
 use crate::disk::pci::{PciAddress, PciBus};
 use crate::error::{Context as _, Failure};
 
-/// From the device node to a device that can be opened; less than a millisecond on hardware.
-const OPENS_WITHIN: Duration = Duration::from_secs(5);
+/// From the device node to a device that can be opened; less than a millisecond on hardware, more where the guest gets little time.
+const OPENS_WITHIN: Duration = Duration::from_secs(20);
 const OPEN_PAUSE: Duration = Duration::from_millis(1);
 
 /// The mounted disks of the Machine.

@@ -10,8 +10,9 @@ use tokio::time::Instant;
 
 use crate::error::{Context as _, Failure};
 
-/// From the request to the device node: a rescan probes virtio at once, a pmem region appears a little later.
-const APPEARS_WITHIN: Duration = Duration::from_secs(5);
+/// From the request to the device node: a rescan probes virtio at once, a pmem region appears a little later. A guest that gets a
+/// part of a processor takes many times as long, and kubelet's patience ends after a minute.
+const APPEARS_WITHIN: Duration = Duration::from_secs(20);
 /// First pause between looks at sysfs; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_micros(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
