@@ -21,6 +21,11 @@ const SAID: &str = "KVM could not run the guest";
 /// Of daemons that have ended.
 static LOST: AtomicUsize = AtomicUsize::new(0);
 
+/// Whether Machines run on an emulated node.
+pub(crate) fn is_emulated() -> bool {
+    env::var("CLEARPOD_BACKEND").is_ok_and(|backend| backend == "emulated")
+}
+
 /// How many a daemon tells of in its log.
 pub(crate) fn count(daemon_log: &str) -> usize {
     daemon_log.matches(SAID).count()
@@ -52,9 +57,8 @@ pub async fn on_a_node<T: AsyncFn() -> Result<()>>(test: T) -> Result<()> {
 async fn in_spite_of_losses(test: impl AsyncFn() -> Result<()>) -> Result<()> {
     let before = LOST.load(Ordering::Relaxed);
     let result = Box::pin(test()).await;
-    let is_emulated = env::var("CLEARPOD_BACKEND").is_ok_and(|backend| backend == "emulated");
     match result {
-        Err(error) if is_emulated && LOST.load(Ordering::Relaxed) > before => {
+        Err(error) if is_emulated() && LOST.load(Ordering::Relaxed) > before => {
             eprintln!("ONCE MORE: the emulated processor lost a guest, and so it failed: {error:#}");
             Box::pin(test()).await
         }

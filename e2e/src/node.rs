@@ -174,9 +174,12 @@ impl Node {
         Ok(())
     }
 
-    /// How many guests the emulated processor has lost since the daemon's start (`lost`).
+    /// How many guests the emulated processor has lost since the daemon's start (`lost`); none where it is none.
     #[must_use]
     pub fn lost_guests(&self) -> usize {
+        if !lost::is_emulated() {
+            return 0;
+        }
         lost::count(&fs_err::read_to_string(self.run.path().join("daemon.log")).unwrap_or_default())
     }
 
