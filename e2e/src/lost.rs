@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::require::skip;
+use crate::{Node, require::skip};
 
 /// What the daemon says of a guest that ended so.
 const SAID: &str = "KVM could not run the guest";
@@ -52,6 +52,28 @@ pub async fn on_a_node<T: AsyncFn() -> Result<()>>(test: T) -> Result<()> {
         return Ok(());
     }
     in_spite_of_losses(test).await
+}
+
+/// Does something that a guest may not survive on an emulated node, up to so many times, aloud: again only when that has lost a guest meanwhile.
+///
+/// # Errors
+/// Of the last attempt; they count from 1.
+pub async fn again_when_lost<T>(
+    node: &Node,
+    tries: usize,
+    mut work: impl AsyncFnMut(usize) -> Result<T>,
+) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        let before = node.lost_guests();
+        match work(attempt).await {
+            Err(error) if attempt < tries && node.lost_guests() > before => {
+                eprintln!("ONCE MORE: the emulated processor lost a guest: {error:#}");
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
 }
 
 async fn in_spite_of_losses(test: impl AsyncFn() -> Result<()>) -> Result<()> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, PodSpec, on_a_node, wait};
+use e2e::{Node, PodSpec, again_when_lost, on_a_node, wait};
 use proto::cri::v1 as cri;
 use serde_json::Value;
 
@@ -48,7 +48,11 @@ async fn forks_have_nothing_in_common_that_tells_them_apart() -> Result<()> {
         let mut seen = Seen::default();
         let (began, mut boots) = (Instant::now(), 0);
         for number in 0..count {
-            let (is_fork, told) = one_in_spite_of_losses(&node, &image, number)
+            // Of a thousand pods one is lost now and then: another takes its place.
+            let pod = again_when_lost(&node, 2, async |attempt| {
+                one(&node, &image, &format!("fork-{number}-{attempt}")).await
+            });
+            let (is_fork, told) = pod
                 .await
                 .with_context(|| format!("pod {number}:\n{}", node.daemon_log()))?;
             boots += usize::from(!is_fork);
@@ -103,23 +107,6 @@ impl Seen {
         let counts = self.values.iter();
         let counts = counts.map(|(name, values)| format!("{name} {}", values.len()));
         counts.collect::<Vec<_>>().join(", ")
-    }
-}
-
-/// As [`one`]; a pod of a thousand whose guest the emulated processor loses has another in its place, aloud.
-#[expect(clippy::print_stdout, reason = "whoever runs the test has to see it")]
-async fn one_in_spite_of_losses(
-    node: &Node,
-    image: &str,
-    number: usize,
-) -> Result<(bool, Vec<(String, String)>)> {
-    let before = node.lost_guests();
-    match one(node, image, &format!("fork-{number}")).await {
-        Err(error) if node.lost_guests() > before => {
-            println!("ONCE MORE: the emulated processor lost pod {number}: {error:#}");
-            one(node, image, &format!("fork-{number}-again")).await
-        }
-        told => told,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a run goes on without: guests that an emulated processor loses, and figures that somebody does not get to.
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, conditions::say};
+use e2e::{Node, again_when_lost, conditions::say};
 use proto::cri::v1 as cri;
 use serde_json::{Map, Value, json};
 
@@ -53,18 +53,14 @@ impl Gaps {
         node: &Node,
         mut measure: impl AsyncFnMut(usize) -> Result<T>,
     ) -> Result<T> {
-        let mut attempt = 1;
-        loop {
-            let before = node.lost_guests();
-            match measure(attempt).await {
-                Err(error) if attempt < TRIES && node.lost_guests() > before => {
-                    say(&format!("a guest was lost, again: {error:#}"))?;
-                    self.lost += 1;
-                    attempt += 1;
-                }
-                result => return result,
-            }
-        }
+        let mut attempts = 1;
+        let measured = again_when_lost(node, TRIES, async |attempt| {
+            attempts = attempt;
+            measure(attempt).await
+        });
+        let measured = measured.await;
+        self.lost += attempts - 1;
+        measured
     }
 
     /// That nothing of ours is missing.

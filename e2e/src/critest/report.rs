@@ -76,8 +76,8 @@ impl Spec {
     /// For a person.
     #[must_use]
     pub fn line(&self) -> String {
-        let lines: Vec<_> = self.message.split_whitespace().collect();
-        let mut message = lines.join(" ");
+        let words: Vec<_> = self.message.split_whitespace().collect();
+        let mut message = words.join(" ");
         message.truncate(message.floor_char_boundary(SHOWN));
         let colon = if message.is_empty() { "" } else { ": " };
         format!("{:?}: {}{colon}{message}", self.outcome, self.name)
