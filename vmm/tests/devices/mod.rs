@@ -20,7 +20,7 @@ use std::process::Command;
 use proto::machine::{Device, ExitReason, FileSource};
 
 use self::sys::open_tap;
-use crate::guest::{Artifacts, Guest};
+use crate::guest::{Guest, on_kvm};
 
 const MIB: usize = 1 << 20;
 
@@ -56,69 +56,67 @@ fn md5(bytes: &[u8]) -> String {
 
 #[test]
 fn a_disk_keeps_what_a_file_system_writes() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("disk");
-    File::create(&path).unwrap().set_len(16 << 20).unwrap();
-    let formatted = Command::new("mkfs.ext4").arg("-q").arg(&path).status().unwrap();
-    assert!(formatted.success(), "mkfs.ext4");
-    let script = "echo SERIAL $(cat /sys/block/vda/serial); \
+    on_kvm(|artifacts| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        File::create(&path).unwrap().set_len(16 << 20).unwrap();
+        let formatted = Command::new("mkfs.ext4").arg("-q").arg(&path).status().unwrap();
+        assert!(formatted.success(), "mkfs.ext4");
+        let script = "echo SERIAL $(cat /sys/block/vda/serial); \
         mkdir /m && mount -t ext4 /dev/vda /m && \
         dd if=/dev/urandom of=/m/file bs=64k count=64 2>/dev/null; \
         echo BEFORE $(md5sum </m/file); umount /m; echo 3 >/proc/sys/vm/drop_caches; \
         mount -t ext4 /dev/vda /m; echo AFTER $(md5sum </m/file); \
         umount /m; blkdiscard /dev/vda && echo LEFT $(tr -d '\\0' </dev/vda | wc -c); reboot -f";
-    let disk = path.clone();
-    let guest = Guest::boot_with(&artifacts, script, |config| {
-        config.devices.push(Device::Block {
-            id: "scratch".to_owned(),
-            file: FileSource::Path(disk),
-            read_only: false,
+        let disk = path.clone();
+        let guest = Guest::boot_with(artifacts, script, |config| {
+            config.devices.push(Device::Block {
+                id: "scratch".to_owned(),
+                file: FileSource::Path(disk),
+                read_only: false,
+            });
         });
+        let (reason, console, log) = guest.end();
+        assert_eq!(reason, ExitReason::Ended, "{log}{console}");
+        assert_eq!(value(&console, "SERIAL "), "scratch");
+        assert_eq!(value(&console, "BEFORE "), value(&console, "AFTER "));
+        assert_eq!(value(&console, "LEFT "), "0");
+        assert_eq!(log, "");
     });
-    let (reason, console, log) = guest.end();
-    assert_eq!(reason, ExitReason::Ended, "{log}{console}");
-    assert_eq!(value(&console, "SERIAL "), "scratch");
-    assert_eq!(value(&console, "BEFORE "), value(&console, "AFTER "));
-    assert_eq!(value(&console, "LEFT "), "0");
-    assert_eq!(log, "");
 }
 
 #[test]
 fn layers_are_read_only_by_block_and_by_pmem() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("layer");
-    let content = pattern(5 * MIB);
-    fs::write(&path, &content).unwrap();
-    let script = "echo BLOCK $(md5sum </dev/vda); echo PMEM $(head -c 5242880 /dev/pmem0 | md5sum); \
+    on_kvm(|artifacts| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("layer");
+        let content = pattern(5 * MIB);
+        fs::write(&path, &content).unwrap();
+        let script = "echo BLOCK $(md5sum </dev/vda); echo PMEM $(head -c 5242880 /dev/pmem0 | md5sum); \
         echo SIZE $(cat /sys/block/pmem0/size); echo RO $(cat /sys/block/vda/ro); \
         echo x | dd of=/dev/vda 2>/dev/null || echo REFUSED vda; reboot -f";
-    let layer = path.clone();
-    let guest = Guest::boot_with(&artifacts, script, |config| {
-        config.devices.push(Device::Block {
-            id: "by-block".to_owned(),
-            file: FileSource::Path(layer.clone()),
-            read_only: true,
+        let layer = path.clone();
+        let guest = Guest::boot_with(artifacts, script, |config| {
+            config.devices.push(Device::Block {
+                id: "by-block".to_owned(),
+                file: FileSource::Path(layer.clone()),
+                read_only: true,
+            });
+            config.devices.push(Device::Pmem {
+                id: "by-pmem".to_owned(),
+                file: FileSource::Path(layer),
+            });
         });
-        config.devices.push(Device::Pmem {
-            id: "by-pmem".to_owned(),
-            file: FileSource::Path(layer),
-        });
+        let (reason, console, log) = guest.end();
+        assert_eq!(reason, ExitReason::Ended, "{log}{console}");
+        let expected = md5(&content);
+        assert!(value(&console, "BLOCK ").starts_with(&expected), "{console}");
+        assert!(value(&console, "PMEM ").starts_with(&expected), "{console}");
+        assert_eq!(value(&console, "SIZE "), (6 * MIB / 512).to_string());
+        assert_eq!(value(&console, "RO "), "1");
+        assert_eq!(value(&console, "REFUSED "), "vda");
+        assert!(fs::read(&path).unwrap() == content, "the layer was changed");
     });
-    let (reason, console, log) = guest.end();
-    assert_eq!(reason, ExitReason::Ended, "{log}{console}");
-    let expected = md5(&content);
-    assert!(value(&console, "BLOCK ").starts_with(&expected), "{console}");
-    assert!(value(&console, "PMEM ").starts_with(&expected), "{console}");
-    assert_eq!(value(&console, "SIZE "), (6 * MIB / 512).to_string());
-    assert_eq!(value(&console, "RO "), "1");
-    assert_eq!(value(&console, "REFUSED "), "vda");
-    assert!(fs::read(&path).unwrap() == content, "the layer was changed");
 }
 
 /// A tap of its own network, gone with its descriptor.
@@ -172,42 +170,41 @@ impl Network {
 
 #[test]
 fn a_card_carries_small_and_large_frames_both_ways() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
-    let Some(network) = Network::new(1) else {
-        return;
-    };
-    let listener = TcpListener::bind((network.host.as_str(), 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let host = network.host.clone();
-    let script = format!(
-        "{} echo MAC $(cat /sys/class/net/eth0/address); ping -c 3 -s 1400 {host} | grep received; \
+    on_kvm(|artifacts| {
+        let Some(network) = Network::new(1) else {
+            return;
+        };
+        let listener = TcpListener::bind((network.host.as_str(), 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let host = network.host.clone();
+        let script = format!(
+            "{} echo MAC $(cat /sys/class/net/eth0/address); ping -c 3 -s 1400 {host} | grep received; \
          nc {host} {port} </dev/null >/got; echo GOT $(md5sum </got); nc {host} {port} </got; \
          head -1 /proc/net/dev >/dev/null; echo ERRORS $(cat /sys/class/net/eth0/statistics/rx_errors); reboot -f",
-        network.set_up()
-    );
-    let card = network.card();
-    let guest = Guest::boot_with(&artifacts, &script, |config| config.devices.push(card));
-    let content = pattern(8 * MIB);
-    let (mut down, _) = listener.accept().unwrap();
-    down.write_all(&content).unwrap();
-    down.shutdown(Shutdown::Write).unwrap();
-    let (mut up, _) = listener.accept().unwrap();
-    let mut back = Vec::new();
-    up.read_to_end(&mut back).unwrap();
-    drop((down, up));
-    let (reason, console, log) = guest.end();
-    assert_eq!(reason, ExitReason::Ended, "{log}{console}");
-    assert_eq!(value(&console, "MAC "), "02:00:00:00:00:2a");
-    assert!(console.contains("3 packets received"), "{console}");
-    assert!(value(&console, "GOT ").starts_with(&md5(&content)), "{console}");
-    assert!(
-        back == content,
-        "{} of {} bytes came back",
-        back.len(),
-        content.len()
-    );
-    assert_eq!(value(&console, "ERRORS "), "0");
-    assert_eq!(log, "");
+            network.set_up()
+        );
+        let card = network.card();
+        let guest = Guest::boot_with(artifacts, &script, |config| config.devices.push(card));
+        let content = pattern(8 * MIB);
+        let (mut down, _) = listener.accept().unwrap();
+        down.write_all(&content).unwrap();
+        down.shutdown(Shutdown::Write).unwrap();
+        let (mut up, _) = listener.accept().unwrap();
+        let mut back = Vec::new();
+        up.read_to_end(&mut back).unwrap();
+        drop((down, up));
+        let (reason, console, log) = guest.end();
+        assert_eq!(reason, ExitReason::Ended, "{log}{console}");
+        assert_eq!(value(&console, "MAC "), "02:00:00:00:00:2a");
+        assert!(console.contains("3 packets received"), "{console}");
+        assert!(value(&console, "GOT ").starts_with(&md5(&content)), "{console}");
+        assert!(
+            back == content,
+            "{} of {} bytes came back",
+            back.len(),
+            content.len()
+        );
+        assert_eq!(value(&console, "ERRORS "), "0");
+        assert_eq!(log, "");
+    });
 }

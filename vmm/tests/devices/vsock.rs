@@ -20,7 +20,7 @@ use proto::machine::{Device, ExitReason, FileSource, Vsock};
 use tempfile::TempDir;
 
 use super::{MIB, pattern, value};
-use crate::guest::{Artifacts, Guest, PATIENCE};
+use crate::guest::{Artifacts, Guest, PATIENCE, on_kvm};
 
 pub(crate) const READY: u32 = 1;
 const BULK: u32 = 2;
@@ -172,81 +172,79 @@ pub(crate) fn listen_at(directory: &TempDir, port: u32) -> UnixListener {
 
 #[test]
 fn the_guest_dials_the_host_and_streams_both_ways() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
-    let directory = tempfile::tempdir().unwrap();
-    let listener = listen_at(&directory, BULK);
-    let probed = Probed::boot(&artifacts, directory, "bulk", "reboot -f");
-    let content = pattern(8 * MIB);
-    let (mut down, _) = listener.accept().unwrap();
-    let start = Instant::now();
-    down.write_all(&content).unwrap();
-    drop(down);
-    let (mut up, _) = listener.accept().unwrap();
-    let turned = start.elapsed();
-    let mut back = Vec::new();
-    up.read_to_end(&mut back).unwrap();
-    let elapsed = start.elapsed();
-    // Half-closed: the other direction still works.
-    up.write_all(b"well done").unwrap();
-    drop(up);
-    let (reason, console, log) = probed.guest.end();
-    assert_eq!(reason, ExitReason::Ended, "{log}{console}");
-    assert!(
-        back == content,
-        "{} of {} bytes came back",
-        back.len(),
-        content.len()
-    );
-    assert_eq!(value(&console, "ANSWER "), "well done");
-    assert!(value(&console, "NOBODY ").starts_with("ECONNRESET"), "{console}");
-    assert_eq!(log, "");
-    println!("8 MiB to the guest in {turned:?}, back in {:?}", elapsed - turned);
+    on_kvm(|artifacts| {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = listen_at(&directory, BULK);
+        let probed = Probed::boot(artifacts, directory, "bulk", "reboot -f");
+        let content = pattern(8 * MIB);
+        let (mut down, _) = listener.accept().unwrap();
+        let start = Instant::now();
+        down.write_all(&content).unwrap();
+        drop(down);
+        let (mut up, _) = listener.accept().unwrap();
+        let turned = start.elapsed();
+        let mut back = Vec::new();
+        up.read_to_end(&mut back).unwrap();
+        let elapsed = start.elapsed();
+        // Half-closed: the other direction still works.
+        up.write_all(b"well done").unwrap();
+        drop(up);
+        let (reason, console, log) = probed.guest.end();
+        assert_eq!(reason, ExitReason::Ended, "{log}{console}");
+        assert!(
+            back == content,
+            "{} of {} bytes came back",
+            back.len(),
+            content.len()
+        );
+        assert_eq!(value(&console, "ANSWER "), "well done");
+        assert!(value(&console, "NOBODY ").starts_with("ECONNRESET"), "{console}");
+        assert_eq!(log, "");
+        println!("8 MiB to the guest in {turned:?}, back in {:?}", elapsed - turned);
+    });
 }
 
 #[test]
 fn the_host_dials_the_guest_many_times_at_once() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
-    let directory = tempfile::tempdir().unwrap();
-    let ready = listen_at(&directory, READY);
-    let probed = Probed::boot(&artifacts, directory, "echo", "reboot -f");
-    let _ready = ready.accept().unwrap();
+    on_kvm(|artifacts| {
+        let directory = tempfile::tempdir().unwrap();
+        let ready = listen_at(&directory, READY);
+        let probed = Probed::boot(artifacts, directory, "echo", "reboot -f");
+        let _ready = ready.accept().unwrap();
 
-    let mut refused = String::new();
-    probed.dial(NOBODY).read_line(&mut refused).unwrap();
-    assert_eq!(refused, "", "a port without a listener closes the connection");
-    // One that never reads must not hold up the others.
-    let mut stalled = probed.dial(ECHO);
-    stalled
-        .get_ref()
-        .set_write_timeout(Some(std::time::Duration::from_secs(1)))
-        .unwrap();
-    while stalled.get_mut().write(&[0; 65_536]).is_ok() {}
-    thread::scope(|scope| {
-        for number in 0..CROWD {
-            let probed = &probed;
-            scope.spawn(move || {
-                let mut client = probed.dial(ECHO);
-                let mut line = String::new();
-                client.read_line(&mut line).unwrap();
-                assert!(line.starts_with("OK "), "{line:?}");
-                let content = pattern(256 * 1024 + number);
-                let mut writer = client.get_ref().try_clone().unwrap();
+        let mut refused = String::new();
+        probed.dial(NOBODY).read_line(&mut refused).unwrap();
+        assert_eq!(refused, "", "a port without a listener closes the connection");
+        // One that never reads must not hold up the others.
+        let mut stalled = probed.dial(ECHO);
+        stalled
+            .get_ref()
+            .set_write_timeout(Some(std::time::Duration::from_secs(1)))
+            .unwrap();
+        while stalled.get_mut().write(&[0; 65_536]).is_ok() {}
+        thread::scope(|scope| {
+            for number in 0..CROWD {
+                let probed = &probed;
                 scope.spawn(move || {
-                    writer.write_all(&pattern(256 * 1024 + number)).unwrap();
-                    writer.shutdown(Shutdown::Write).unwrap();
+                    let mut client = probed.dial(ECHO);
+                    let mut line = String::new();
+                    client.read_line(&mut line).unwrap();
+                    assert!(line.starts_with("OK "), "{line:?}");
+                    let content = pattern(256 * 1024 + number);
+                    let mut writer = client.get_ref().try_clone().unwrap();
+                    scope.spawn(move || {
+                        writer.write_all(&pattern(256 * 1024 + number)).unwrap();
+                        writer.shutdown(Shutdown::Write).unwrap();
+                    });
+                    let mut back = Vec::new();
+                    client.read_to_end(&mut back).unwrap();
+                    assert!(
+                        back == content,
+                        "connection {number}: {} bytes came back",
+                        back.len()
+                    );
                 });
-                let mut back = Vec::new();
-                client.read_to_end(&mut back).unwrap();
-                assert!(
-                    back == content,
-                    "connection {number}: {} bytes came back",
-                    back.len()
-                );
-            });
-        }
+            }
+        });
     });
 }

@@ -9,14 +9,13 @@
 )]
 
 mod cpio;
+mod lost;
 
-use std::cell::Cell;
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, IoSlice, Read};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -29,31 +28,10 @@ use proto::machine::{
 };
 use tempfile::TempDir;
 
+pub(crate) use lost::on_kvm;
+
 /// A guest under nested KVM in an emulated processor takes seconds for what takes milliseconds elsewhere.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Times that a test is done when KVM loses its guest each time.
-const TRIES: usize = 3;
-
-thread_local! {
-    /// A guest of the test that failed on this thread had ended because KVM could not run it.
-    static KVM_LOST_IT: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Does a test again that failed only since KVM gave up on one of its guests: an emulated processor ends about one in a hundred by
-/// a triple fault that the guest has not caused, and the more pages it faults in the more often.
-pub(crate) fn again_if_kvm_lost_it(test: fn()) {
-    for left in (0..TRIES).rev() {
-        KVM_LOST_IT.set(false);
-        let Err(panic) = catch_unwind(AssertUnwindSafe(test)) else {
-            return;
-        };
-        if left == 0 || !KVM_LOST_IT.get() {
-            resume_unwind(panic);
-        }
-        eprintln!("KVM lost a guest of this test (GuestUnrunnable, see above): once more");
-    }
-}
 
 /// Where the guest comes from.
 pub(crate) struct Artifacts {
@@ -256,11 +234,7 @@ impl Guest {
 
     /// A test fails: what its guest and its VMM had to say.
     fn tell_last_words(&mut self) {
-        if let Ok(Some(ended)) = self.vmm.try_wait()
-            && ended.code() == Some(ExitReason::GuestUnrunnable.code())
-        {
-            KVM_LOST_IT.set(true);
-        }
+        lost::wait_for_end(&mut self.vmm);
         // A Machine that is told to end leaves its console; one that has ended cannot be told.
         kill(Pid::from_raw(self.vmm.id() as i32), Signal::SIGTERM).ok();
         std::thread::sleep(Duration::from_secs(1));
@@ -277,6 +251,7 @@ impl Guest {
         let start = Instant::now();
         loop {
             if let Some(status) = self.vmm.try_wait().unwrap() {
+                lost::note(status);
                 return status;
             }
             assert!(start.elapsed() < PATIENCE, "the VMM does not end");

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::rpc::{bytes_field, call, open, text_field};
 use super::{stop, take};
 use crate::devices::vsock::{dial, listen_at};
-use crate::guest::{Artifacts, Guest, again_if_kvm_lost_it};
+use crate::guest::{Artifacts, Guest, on_kvm};
 
 /// Fields of the agent's messages.
 const BOOT_ID: u8 = 4;
@@ -35,20 +35,17 @@ fn boot_id(directory: &TempDir) -> String {
 
 #[test]
 fn forks_of_an_agent_are_reached_and_told_apart() {
-    again_if_kvm_lost_it(tell_agents_apart);
+    on_kvm(tell_agents_apart);
 }
 
-fn tell_agents_apart() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
+fn tell_agents_apart(artifacts: &Artifacts) {
     let Some(initramfs) = artifacts.initramfs() else {
         return;
     };
     let directory = tempfile::tempdir().unwrap();
     let ready = listen_at(&directory, READY_PORT);
     let start = Instant::now();
-    let mut template = Guest::boot_with(&artifacts, "", |config| {
+    let mut template = Guest::boot_with(artifacts, "", |config| {
         config.initramfs = Some(FileSource::Path(initramfs));
         with_vsock(config, &directory);
     });

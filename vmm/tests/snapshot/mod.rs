@@ -21,7 +21,7 @@ use proto::machine::{
 use tempfile::TempDir;
 
 use crate::devices::Network;
-use crate::guest::{Artifacts, Guest, again_if_kvm_lost_it};
+use crate::guest::{Artifacts, Guest, on_kvm};
 
 const ORIGIN: &str = "the kernel and the script of this test";
 
@@ -102,13 +102,10 @@ fn full(config: &mut MachineConfig, directory: &TempDir) {
 
 #[test]
 fn a_guest_goes_on_twice_side_by_side_and_neither_sees_the_other() {
-    again_if_kvm_lost_it(go_on_twice);
+    on_kvm(go_on_twice);
 }
 
-fn go_on_twice() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
+fn go_on_twice(artifacts: &Artifacts) {
     let (Some(first_net), Some(second_net)) = (Network::new(2), Network::new(3)) else {
         return;
     };
@@ -125,7 +122,7 @@ fn go_on_twice() {
          sleep 1; echo KEPT $(cat /mnt/file); while true; do sleep 1000; done"
     );
     let start = Instant::now();
-    let mut template = Guest::boot_with(&artifacts, &script, |config| full(config, &directory));
+    let mut template = Guest::boot_with(artifacts, &script, |config| full(config, &directory));
     template.wait_for("READY");
     println!("booted after {:?}", start.elapsed());
     template.wait_for("AT 10\r");
@@ -176,41 +173,37 @@ fn go_on_twice() {
 
 #[test]
 fn a_guest_that_is_paused_does_nothing_until_it_goes_on() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
-    let mut guest = Guest::boot_with(&artifacts, &format!("{COUNT} count"), |config| {
-        config.vcpus = Vcpus { boot: 2, max: 2 };
+    on_kvm(|artifacts| {
+        let mut guest = Guest::boot_with(artifacts, &format!("{COUNT} count"), |config| {
+            config.vcpus = Vcpus { boot: 2, max: 2 };
+        });
+        for number in [5, 10, 15] {
+            guest.wait_for(&format!("AT {number}\r"));
+            for _ in 0..2 {
+                assert_eq!(guest.ask(&Request::Pause {}), Response::Done {});
+            }
+            let halted = counted(&guest.wait_for("AT "));
+            std::thread::sleep(Duration::from_millis(500));
+            assert_eq!(counted(&guest.wait_for("AT ")), halted);
+            for _ in 0..2 {
+                assert_eq!(guest.ask(&Request::Resume {}), Response::Done {});
+            }
+        }
+        guest.wait_for("AT 20\r");
+        assert_eq!(guest.ask(&Request::Pause {}), Response::Done {});
+        stop(guest);
     });
-    for number in [5, 10, 15] {
-        guest.wait_for(&format!("AT {number}\r"));
-        for _ in 0..2 {
-            assert_eq!(guest.ask(&Request::Pause {}), Response::Done {});
-        }
-        let halted = counted(&guest.wait_for("AT "));
-        std::thread::sleep(Duration::from_millis(500));
-        assert_eq!(counted(&guest.wait_for("AT ")), halted);
-        for _ in 0..2 {
-            assert_eq!(guest.ask(&Request::Resume {}), Response::Done {});
-        }
-    }
-    guest.wait_for("AT 20\r");
-    assert_eq!(guest.ask(&Request::Pause {}), Response::Done {});
-    stop(guest);
 }
 
 #[test]
 fn a_guest_goes_on_after_it_was_written_and_what_goes_on_can_be_written_again() {
-    again_if_kvm_lost_it(write_what_goes_on);
+    on_kvm(write_what_goes_on);
 }
 
-fn write_what_goes_on() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
+fn write_what_goes_on(artifacts: &Artifacts) {
     let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let script = format!("{COUNT} count");
-    let mut guest = Guest::boot(&artifacts, &script);
+    let mut guest = Guest::boot(artifacts, &script);
     guest.wait_for("AT 5\r");
     let snapshot = take(&mut guest, &directories[0]);
     assert_eq!(guest.ask(&Request::Resume {}), Response::Done {});
@@ -230,24 +223,23 @@ fn write_what_goes_on() {
 
 #[test]
 fn memory_that_is_zero_takes_no_room_and_memory_that_is_given_back_goes() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
-    let directory = tempfile::tempdir().unwrap();
-    let mut guest = Guest::boot_with(&artifacts, &format!("echo READY; {COUNT} count"), |config| {
-        config.memory_mib = 512;
+    on_kvm(|artifacts| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut guest = Guest::boot_with(artifacts, &format!("echo READY; {COUNT} count"), |config| {
+            config.memory_mib = 512;
+        });
+        guest.wait_for("READY");
+        take(&mut guest, &directory);
+        stop(guest);
+        use std::os::unix::fs::MetadataExt;
+        let memory = fs::metadata(directory.path().join("memory")).unwrap();
+        assert_eq!(memory.len(), (512 << 20) + 4096);
+        let held = memory.blocks() * 512;
+        println!(
+            "{} KiB of memory, {} KiB of state",
+            held >> 10,
+            fs::metadata(directory.path().join("state")).unwrap().len() >> 10
+        );
+        assert!(held < 256 << 20, "{held} bytes for a guest that has just booted");
     });
-    guest.wait_for("READY");
-    take(&mut guest, &directory);
-    stop(guest);
-    use std::os::unix::fs::MetadataExt;
-    let memory = fs::metadata(directory.path().join("memory")).unwrap();
-    assert_eq!(memory.len(), (512 << 20) + 4096);
-    let held = memory.blocks() * 512;
-    println!(
-        "{} KiB of memory, {} KiB of state",
-        held >> 10,
-        fs::metadata(directory.path().join("state")).unwrap().len() >> 10
-    );
-    assert!(held < 256 << 20, "{held} bytes for a guest that has just booted");
 }

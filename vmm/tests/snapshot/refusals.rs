@@ -7,7 +7,7 @@ use std::path::Path;
 use proto::machine::{Device, ExitReason, FileSource, MachineConfig, Request, Response, Snapshot};
 
 use super::{COUNT, files, stop, take};
-use crate::guest::{Artifacts, Guest, again_if_kvm_lost_it};
+use crate::guest::{Artifacts, Guest, on_kvm};
 
 fn refused(guest: &mut Guest, snapshot: &Snapshot) -> String {
     let Snapshot {
@@ -28,71 +28,69 @@ fn refused(guest: &mut Guest, snapshot: &Snapshot) -> String {
 
 #[test]
 fn a_machine_that_runs_or_holds_the_hosts_things_is_not_written_down() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
-    let directory = tempfile::tempdir().unwrap();
-    let place = tempfile::tempdir().unwrap();
-    let disk = place.path().join("disk");
-    fs::write(&disk, [0; 4096]).unwrap();
-    let mut guest = Guest::boot_with(
-        &artifacts,
-        "echo READY; while true; do sleep 1000; done",
-        |config| {
-            config.devices.push(Device::Block {
-                id: "scratch".to_owned(),
-                file: FileSource::Path(disk),
-                read_only: true,
-            });
-        },
-    );
-    guest.wait_for("READY");
-    let snapshot = files(&directory);
-    assert!(refused(&mut guest, &snapshot).contains("pause it first"));
-    assert_eq!(guest.ask(&Request::Pause {}), Response::Done {});
-    assert!(refused(&mut guest, &snapshot).contains("device scratch"));
-    let unnamed = Snapshot {
-        origin: String::new(),
-        ..snapshot.clone()
-    };
-    assert!(refused(&mut guest, &unnamed).starts_with("origin: "));
-    assert_eq!(
-        fs::read_dir(directory.path()).unwrap().count(),
-        0,
-        "nothing is left"
-    );
-    assert_eq!(guest.ask(&Request::Resume {}), Response::Done {});
-    stop(guest);
+    on_kvm(|artifacts| {
+        let directory = tempfile::tempdir().unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let disk = place.path().join("disk");
+        fs::write(&disk, [0; 4096]).unwrap();
+        let mut guest = Guest::boot_with(
+            artifacts,
+            "echo READY; while true; do sleep 1000; done",
+            |config| {
+                config.devices.push(Device::Block {
+                    id: "scratch".to_owned(),
+                    file: FileSource::Path(disk),
+                    read_only: true,
+                });
+            },
+        );
+        guest.wait_for("READY");
+        let snapshot = files(&directory);
+        assert!(refused(&mut guest, &snapshot).contains("pause it first"));
+        assert_eq!(guest.ask(&Request::Pause {}), Response::Done {});
+        assert!(refused(&mut guest, &snapshot).contains("device scratch"));
+        let unnamed = Snapshot {
+            origin: String::new(),
+            ..snapshot.clone()
+        };
+        assert!(refused(&mut guest, &unnamed).starts_with("origin: "));
+        assert_eq!(
+            fs::read_dir(directory.path()).unwrap().count(),
+            0,
+            "nothing is left"
+        );
+        assert_eq!(guest.ask(&Request::Resume {}), Response::Done {});
+        stop(guest);
+    });
 }
 
 #[test]
 fn nothing_is_overwritten() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
-    let directory = tempfile::tempdir().unwrap();
-    let mut guest = Guest::boot(&artifacts, "echo READY; while true; do sleep 1000; done");
-    guest.wait_for("READY");
-    assert_eq!(guest.ask(&Request::Pause {}), Response::Done {});
-    let snapshot = files(&directory);
-    fs::write(directory.path().join("state"), "precious").unwrap();
-    assert!(refused(&mut guest, &snapshot).starts_with("state: cannot make"));
-    assert!(!directory.path().join("memory").exists());
-    let full = fs::File::open(directory.path().join("state")).unwrap();
-    let answer = guest.ask_with(
-        &Request::Snapshot {
-            memory: FileSource::Fd(0),
-            state: FileSource::Fd(1),
-            origin: "o".to_owned(),
-        },
-        &[full.as_fd()],
-    );
-    assert!(
-        matches!(&answer, Response::Error { message } if message.contains("empty file")),
-        "{answer:?}"
-    );
-    assert_eq!(fs::read(directory.path().join("state")).unwrap(), b"precious");
-    stop(guest);
+    on_kvm(|artifacts| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut guest = Guest::boot(artifacts, "echo READY; while true; do sleep 1000; done");
+        guest.wait_for("READY");
+        assert_eq!(guest.ask(&Request::Pause {}), Response::Done {});
+        let snapshot = files(&directory);
+        fs::write(directory.path().join("state"), "precious").unwrap();
+        assert!(refused(&mut guest, &snapshot).starts_with("state: cannot make"));
+        assert!(!directory.path().join("memory").exists());
+        let full = fs::File::open(directory.path().join("state")).unwrap();
+        let answer = guest.ask_with(
+            &Request::Snapshot {
+                memory: FileSource::Fd(0),
+                state: FileSource::Fd(1),
+                origin: "o".to_owned(),
+            },
+            &[full.as_fd()],
+        );
+        assert!(
+            matches!(&answer, Response::Error { message } if message.contains("empty file")),
+            "{answer:?}"
+        );
+        assert_eq!(fs::read(directory.path().join("state")).unwrap(), b"precious");
+        stop(guest);
+    });
 }
 
 /// The snapshot in `directory` with one of its files damaged or exchanged, and a word of the reason for its refusal.
@@ -137,15 +135,12 @@ fn damaged(directory: &Path, snapshot: &Snapshot) -> Vec<(&'static str, Snapshot
 
 #[test]
 fn a_snapshot_of_something_else_is_refused_with_the_reason() {
-    again_if_kvm_lost_it(go_on_from_something_else);
+    on_kvm(go_on_from_something_else);
 }
 
-fn go_on_from_something_else() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
+fn go_on_from_something_else(artifacts: &Artifacts) {
     let directory = tempfile::tempdir().unwrap();
-    let mut guest = Guest::boot(&artifacts, &format!("{COUNT} count"));
+    let mut guest = Guest::boot(artifacts, &format!("{COUNT} count"));
     guest.wait_for("AT 3\r");
     let snapshot = take(&mut guest, &directory);
     stop(guest);

@@ -8,7 +8,7 @@ use proto::machine::{Request, Response, Vsock};
 
 use super::{stop, take};
 use crate::devices::vsock::{ECHO, Probed, READY, dial, listen_at};
-use crate::guest::{Artifacts, Guest, again_if_kvm_lost_it};
+use crate::guest::{Artifacts, Guest, on_kvm};
 
 fn echoed(client: &mut BufReader<UnixStream>, text: &str) {
     client.get_mut().write_all(text.as_bytes()).unwrap();
@@ -26,20 +26,17 @@ pub(super) fn greeted(mut client: BufReader<UnixStream>) -> BufReader<UnixStream
 
 #[test]
 fn forks_are_reached_by_new_connections_and_have_lost_the_old_ones() {
-    again_if_kvm_lost_it(reach_forks);
+    on_kvm(reach_forks);
 }
 
-fn reach_forks() {
-    let Some(artifacts) = Artifacts::find() else {
-        return;
-    };
+fn reach_forks(artifacts: &Artifacts) {
     let directory = tempfile::tempdir().unwrap();
     let ready = listen_at(&directory, READY);
     let start = Instant::now();
     let Probed {
         guest: mut template,
         directory,
-    } = Probed::boot(&artifacts, directory, "echo", "reboot -f");
+    } = Probed::boot(artifacts, directory, "echo", "reboot -f");
     let _ready = ready.accept().unwrap();
     println!("booted and dialled after {:?}", start.elapsed());
     let removed = template.ask(&Request::RemoveDevice {
