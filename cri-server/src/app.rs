@@ -6,7 +6,6 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use tokio::sync::Semaphore;
 use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -22,7 +21,7 @@ use crate::{
     machine::{Launcher, ScratchError, ScratchTemplate, Shares, Virtiofsd, VmmLauncher},
     metrics::Metrics,
     network::{CniNetwork, Network},
-    sandbox::{Events, Node, Registry, default_shape},
+    sandbox::{Events, Node, Registry, Turns, default_shape},
     stats::Samples,
     store::{Store, recovery},
     streaming::{self, Streaming},
@@ -137,7 +136,7 @@ impl App {
             directories: Arc::new(DirectoryWatch::new(tasks.clone(), stop.clone())),
             scratch,
             templates: Templates::new(&config.machine.templates, default_shape(&config)),
-            starts: Arc::new(Semaphore::new(config.starts_at_once())),
+            turns: Turns::new(&config),
             metrics: Metrics::default(),
             streaming: Streaming::new(&config.streaming),
             sandboxes: Registry::default(),

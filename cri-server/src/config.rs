@@ -87,6 +87,9 @@ pub struct MachineDefaults {
     /// can limit memory. Costs nothing until it is used. A hostile guest
     /// can use it unasked, so the Machine's cgroup never allows more than the pod was granted.
     pub memory_max_mib: Option<u64>,
+    /// No Machine starts when less memory than this would be available on the host (`MemAvailable`, proc_meminfo(5)), MiB. Kubelet
+    /// evicts earlier: its `memory.available` is 100 MiB by default.
+    pub memory_reserve_mib: u64,
     /// Processors of a pod without a CPU limit.
     pub vcpus: u8,
     /// Processors of a pod are never more.
@@ -236,6 +239,7 @@ impl Default for MachineDefaults {
             memory_min_mib: 128,
             memory_overhead_mib: 64,
             memory_max_mib: None,
+            memory_reserve_mib: 64,
             vcpus: 1,
             vcpus_max: 32,
             vcpus_spare: 3,
@@ -422,6 +426,9 @@ impl Config {
         if machine.memory_max_mib.is_some_and(|mib| mib > MAX_MEMORY_MIB) {
             return refuse("machine.memory_max_mib", "must be at most 1048576");
         }
+        if machine.memory_reserve_mib > MAX_MEMORY_MIB {
+            return refuse("machine.memory_reserve_mib", "must be at most 1048576");
+        }
         if machine.vcpus == 0 || machine.vcpus > machine.vcpus_max {
             return refuse("machine.vcpus", "must be between 1 and vcpus_max");
         }
@@ -559,6 +566,10 @@ mod tests {
             ("[machine]\nvcpus = 0", "machine.vcpus"),
             ("[machine]\nmemory_mib = 1", "machine.memory_mib"),
             ("[machine]\nmemory_max_mib = 1048577", "machine.memory_max_mib"),
+            (
+                "[machine]\nmemory_reserve_mib = 1048577",
+                "machine.memory_reserve_mib",
+            ),
             ("[machine]\nconsole_kib = 1", "machine.console_kib"),
             ("[container]\nnofile = [2, 1]", "container.nofile"),
             ("[deadlines]\nboot_s = 0", "deadlines"),

@@ -21,5 +21,5 @@ pub mod wait;
 pub use churn::{Churn, churn};
 pub use cri::{Cri, PodSpec};
 pub use figures::Figures;
-pub use lost::{again_when_lost, on_a_node};
+pub use lost::{again_when_lost, is_emulated, on_a_node};
 pub use node::{Node, PLUGIN_SECONDS};

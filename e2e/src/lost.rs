@@ -21,8 +21,9 @@ const SAID: &str = "KVM could not run the guest";
 /// Of daemons that have ended.
 static LOST: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether Machines run on an emulated node.
-pub(crate) fn is_emulated() -> bool {
+/// Whether Machines run on an emulated node, which is thrown away.
+#[must_use]
+pub fn is_emulated() -> bool {
     env::var("CLEARPOD_BACKEND").is_ok_and(|backend| backend == "emulated")
 }
 

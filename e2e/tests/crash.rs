@@ -27,7 +27,7 @@ const CREATE: [&str; 4] = [
     "create.made",
 ];
 const END: [&str; 2] = ["stop.ended", "remove.released"];
-const TEMPLATE: [&str; 2] = ["template.launched", "template.written"];
+const TEMPLATE: [&str; 3] = ["template.launched", "template.paused", "template.written"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_killed_between_any_two_steps_leaves_nothing() -> Result<()> {

@@ -203,6 +203,59 @@ async fn damaged_without_a_daemon(node: &mut Node, damage: Damage, reason: &str)
     is_made_anew(node, &made_at).await
 }
 
+/// A pod's sandbox and its container.
+async fn running(node: &Node, pod: &PodSpec) -> Result<(String, String)> {
+    let sandbox = node.cri().run_pod(pod).await?;
+    let image = node.image();
+    let container = node
+        .cri()
+        .run_shell(&sandbox, pod, "main", &image, "sleep 1000")
+        .await?;
+    Ok((sandbox, container))
+}
+
+/// Whoever cuts a template's memory takes it from the guests that go on from it. They end as after any death of their VMM.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_template_cut_under_running_guests_takes_them_and_nothing_else() -> Result<()> {
+    on_a_node(async || {
+        let node = Node::start().await?;
+        node.set_plain_network()?;
+        let (before, cri) = (node.traces(), node.cri());
+        let mut cold = node.pod("cold");
+        let annotation = ("clearpod.dev/boot".to_owned(), "cold".to_owned());
+        cold.config.annotations.extend([annotation]);
+        let survivor = running(&node, &cold).await?;
+        let forks = [
+            running(&node, &node.pod("one")).await?,
+            running(&node, &node.pod("two")).await?,
+        ];
+        let (place, made_at) = template(&node).await?;
+        open(&place.join("memory"))?.set_len(0)?;
+        for (sandbox, container) in &forks {
+            wait::until(wait::CONTAINER, "its guest's end", async || {
+                // It may answer from what it has in memory of its own.
+                drop(cri.exec(container, "ls -lR /bin >/dev/null").await);
+                let pod = cri.pod(sandbox).await.ok()?.status?;
+                (pod.state() == cri::PodSandboxState::SandboxNotready).then_some(())
+            })
+            .await
+            .with_context(|| node.daemon_log())?;
+            let state = cri.container(container).await?.state();
+            ensure!(state == cri::ContainerState::ContainerExited, "{state:?}");
+        }
+        let (code, out, err) = cri.exec(&survivor.1, "echo lives").await?;
+        ensure!((code, out.as_str()) == (0, "lives\n"), "{code} {out} {err}");
+        starts_by(&node, "boot").await?;
+        is_made_anew(&node, &made_at).await?;
+        starts_by(&node, "fork").await?;
+        for (sandbox, _) in forks.iter().chain([&survivor]) {
+            cri.remove_pod(sandbox).await?;
+        }
+        node.is_as_before(&before)
+    })
+    .await
+}
+
 /// Between which steps of RunPodSandbox there is a VMM.
 const PHASES: [&str; 3] = ["start.launched", "start.booted", "start.configured"];
 

@@ -2,7 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -173,67 +172,4 @@ async fn a_pod_without_memory_is_the_only_one_to_go(node: &Node) -> Result<()> {
     node.is_as_before(&before)?;
     // Only possible when no pod's cgroup is left in it.
     Ok(fs_err::remove_dir(&cgroup.0)?)
-}
-
-/// Some memory for files, mounted as long as this lives.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn new(path: PathBuf) -> Result<Self> {
-        fs_err::create_dir_all(&path)?;
-        mount(&["-t", "tmpfs", "-o", "size=70m", "none"], &path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(&self.0).output());
-    }
-}
-
-fn mount(arguments: &[&str], path: &Path) -> Result<()> {
-    let output = Command::new("mount").args(arguments).arg(path).output()?;
-    ensure!(output.status.success(), "{output:?}");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn templates_for_which_there_is_no_room_cost_no_pod() -> Result<()> {
-    on_a_node(async || {
-        let mut node = Node::start().await?;
-        node.kill_daemon().await?;
-        let small = Tmpfs::new(tempfile::tempdir_in("/run")?.keep())?;
-        node.write_config(&format!(
-            "[machine.templates]\ndirectory = \"{}\"\n",
-            small.0.display()
-        ))?;
-        node.set_plain_network()?;
-        node.start_daemon().await?;
-        let before = node.traces();
-        let template = node.templates().await?.remove(0);
-        ensure!(
-            template["state"] == "failed"
-                && template["why"].to_string().contains("are free in its directory"),
-            "{template}"
-        );
-        let left = fs_err::read_dir(&small.0)?.count();
-        ensure!(left == 0, "{left} are left of a template that was not made");
-        let cri = node.cri();
-        let sandbox = cri.run_pod(&node.pod("pod")).await?;
-        let start = node.start_of(&sandbox).await?;
-        cri.remove_pod(&sandbox).await?;
-        ensure!(start == "boot", "{start}");
-        ensure!(before == node.traces(), "{:#?}", node.traces());
-        // With more room the next daemon makes it.
-        node.kill_daemon().await?;
-        mount(&["-o", "remount,size=500m"], &small.0)?;
-        node.start_daemon().await?;
-        let sandbox = node.cri().run_pod(&node.pod("pod")).await?;
-        let start = node.start_of(&sandbox).await?;
-        node.cri().remove_pod(&sandbox).await?;
-        ensure!(start == "fork", "{start}\n{}", node.daemon_log());
-        node.kill_daemon().await
-    })
-    .await
 }

@@ -2,7 +2,6 @@
 //! that does not succeed.
 
 use proto::cri::v1 as cri;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     driver::{Driver, Flow},
@@ -12,6 +11,7 @@ use super::{
     start::{Started, start},
     state::{Acquired, Cause, Input, SandboxState},
     timings::Stopwatch,
+    turns::Turn,
 };
 use crate::{clock::monotonic_ns, failpoint, host::Kind, template::Fork};
 
@@ -68,13 +68,13 @@ impl Driver {
         &self,
         reply: &mut Reply<String>,
         watch: &mut Stopwatch,
-    ) -> Result<Option<OwnedSemaphorePermit>, RequestError> {
+    ) -> Result<Option<Turn>, RequestError> {
         if self.plan.kind != Kind::Machine {
             return Ok(None);
         }
         let began = monotonic_ns();
         let turn = tokio::select! {
-            turn = self.node.turn() => turn?,
+            turn = self.node.turns.take() => turn?,
             () = reply.closed() => return Err(RequestError::Unavailable { doing: "busy with other pods" }),
         };
         watch.phase_since("queue", began);

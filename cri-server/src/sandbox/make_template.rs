@@ -36,7 +36,7 @@ pub(crate) async fn make_template(
     files: &Unfinished,
 ) -> Result<(), RequestError> {
     let plan = plan::of_template(&new_id()?, shape, &node.config)?;
-    let _turn = node.turn().await?;
+    let _turn = node.turns.take().await?;
     let mut reached = Vec::new();
     let made = story(node, &plan, origin, files, &mut reached).await;
     for left in Ledger::new(node, &plan).give_back(&reached).await {
@@ -70,6 +70,7 @@ async fn story(
     let control = ControlClient::new(&plan.layout);
     control.pause().await.map_err(RequestError::failed(WRITE))?;
     check_room(files, resident_bytes(process.pid()))?;
+    failpoint::reached("template.paused").await;
     control
         .with_deadline(WRITE_DEADLINE)
         .snapshot(files.memory.as_fd(), files.state.as_fd(), origin)

@@ -34,6 +34,7 @@ mod start_host;
 mod state;
 mod stop;
 mod timings;
+mod turns;
 mod view;
 mod volumes;
 
@@ -49,5 +50,6 @@ pub(crate) use run::run;
 pub(crate) use state::Acquired;
 pub(crate) use state::SandboxState;
 pub(crate) use timings::{Phase, Timings};
+pub(crate) use turns::Turns;
 pub(crate) use view::{ContainerView, MachineView, SandboxView};
 pub(crate) use volumes::VolumeUse;

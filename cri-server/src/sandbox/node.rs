@@ -7,13 +7,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     error::RequestError,
     events::Events,
     handle::SandboxHandle,
+    turns::Turns,
     view::{ContainerView, SandboxView},
 };
 use crate::{
@@ -41,8 +41,7 @@ pub(crate) struct Node {
     pub(crate) directories: Arc<DirectoryWatch>,
     pub(crate) scratch: ScratchTemplate,
     pub(crate) templates: Templates,
-    /// One permit for each Machine that may start now.
-    pub(crate) starts: Arc<Semaphore>,
+    pub(crate) turns: Turns,
     pub(crate) metrics: Metrics,
     pub(crate) streaming: Streaming,
     pub(crate) sandboxes: Registry,
@@ -61,15 +60,6 @@ pub(crate) struct Node {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     sandboxes: Mutex<BTreeMap<String, Arc<SandboxHandle>>>,
-}
-
-impl Node {
-    /// The right to start a Machine, in the order of asking; it is given back when it is dropped.
-    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, RequestError> {
-        let turn = Arc::clone(&self.starts).acquire_owned().await;
-        // It is never closed.
-        turn.map_err(RequestError::failed("wait for the machine's turn to start"))
-    }
 }
 
 /// 128 random bits in hexadecimal. Half of the length that other runtimes use keeps socket paths short (unix(7)), and it

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use cri_server::guest::fake::{Fault, FaultPoint};
 use proto::cri::v1::{self as cri, runtime_service_client::RuntimeServiceClient};
 use tokio::{task::JoinSet, time::timeout};
-use tonic::{Status, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 
 use crate::support::{TestNode, eventually};
 
@@ -91,5 +91,27 @@ async fn a_client_that_does_not_wait_for_its_turn_has_nothing_started() {
     assert!(asked.join_next().await.unwrap().unwrap().is_err());
     let pod = node.run_pod("second").await.unwrap();
     node.remove_pod(&pod).await.unwrap();
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_memory_refuses_a_pod_and_keeps_the_others() {
+    let mut node = TestNode::start().await;
+    let witness = node.run_pod("witness").await.unwrap();
+    node.config.machine.memory_reserve_mib = 1024 * 1024;
+    node.restart_daemon().await;
+    let refused = node.run_pod("second").await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    for word in ["MiB of memory available", "machine.memory_reserve_mib"] {
+        assert!(refused.message().contains(word), "{refused}");
+    }
+    assert_eq!(pods(&node).await, 1, "the refused one has never been");
+    assert_eq!(node.pod_state(&witness).await, cri::PodSandboxState::SandboxReady);
+    node.config.machine.memory_reserve_mib = 0;
+    node.restart_daemon().await;
+    let pod = node.run_pod("second").await.unwrap();
+    for pod in [pod, witness] {
+        node.remove_pod(&pod).await.unwrap();
+    }
     node.assert_nothing_is_left();
 }

@@ -47,7 +47,7 @@ pub(crate) struct TestNode {
     pub(crate) runtime: RuntimeServiceClient<Channel>,
     pub(crate) images: ImageServiceClient<Channel>,
     daemon: Option<Daemon>,
-    config: Config,
+    pub(crate) config: Config,
 }
 
 /// One life of the daemon, in a runtime of its own so that it can be killed with all its tasks.
