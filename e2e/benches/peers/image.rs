@@ -4,14 +4,14 @@
 use std::{
     env,
     fs::File,
-    io::{BufWriter, Write as _},
+    io::{BufWriter, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Figures, Node, PodSpec, process};
 use serde_json::{Value, json};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 use tokio::process::Command;
 
 use crate::pod::{Peer, processes};
@@ -20,6 +20,8 @@ use crate::pod::{Peer, processes};
 pub(crate) const FIRST: &str = "first sequential read of an image's file";
 pub(crate) const AGAIN: &str = "sequential read of an image's file";
 pub(crate) const RANDOM: &str = "4 KiB random read of an image's file";
+pub(crate) const OWN: &str = "sequential read of the pod's own memory";
+pub(crate) const OWN_RANDOM: &str = "4 KiB random read of the pod's own memory";
 
 /// An image with one large file and the program that reads it, and both as plain files of the host.
 #[derive(Debug)]
@@ -49,16 +51,17 @@ impl Image {
         }))
     }
 
-    /// MiB/s of the plain file, read by the same program on the host.
+    /// MiB/s of the plain file, and of a part of it in memory, read by the same program on the host.
     pub(crate) async fn read_on_host(&self, figures: &mut Figures) -> Result<()> {
-        for (series, how) in READS {
-            let program = self.directory.path().join("reader");
-            let mut command = Command::new(program);
-            let output = command
-                .arg(how)
-                .arg(self.directory.path().join("large"))
-                .output()
-                .await?;
+        let large = self.directory.path().join("large");
+        let mut own = NamedTempFile::new_in("/dev/shm")?;
+        let mut part = File::open(&large)?.take(OWN_MIB << 20);
+        tokio::task::block_in_place(|| std::io::copy(&mut part, own.as_file_mut()))?;
+        let of_file = READS.map(|(series, how)| (series, how, large.as_path()));
+        let of_own = OWN_READS.map(|(series, how)| (series, how, own.path()));
+        for (series, how, file) in of_file.into_iter().chain(of_own) {
+            let mut command = Command::new(self.directory.path().join("reader"));
+            let output = command.arg(how).arg(file).output().await?;
             ensure!(output.status.success(), "reader: {output:?}");
             figures.add(series, rate(&String::from_utf8_lossy(&output.stdout))?);
         }
@@ -70,7 +73,16 @@ impl Image {
         let pod = peer.pod(name);
         let (sandbox, container) = self.run(peer, &pod).await?;
         for (series, how) in READS {
-            figures.add(series, rate(&read(peer, &container, how).await?)?);
+            figures.add(series, rate(&read(peer, &container, how, "/large").await?)?);
+        }
+        // What reads can be at best: of pages that were the pod's from the beginning. /dev/shm has 64 MiB.
+        let copied = peer
+            .cri
+            .exec(&container, "head -c 48M /large >/dev/shm/own")
+            .await?;
+        ensure!(copied.0 == 0, "copy of the image's file: {copied:?}");
+        for (series, how) in [(OWN, "sequential"), (OWN_RANDOM, "random")] {
+            figures.add(series, rate(&read(peer, &container, how, "/dev/shm/own").await?)?);
         }
         peer.cri.remove_pod(&sandbox).await?;
         Ok(())
@@ -91,7 +103,7 @@ impl Image {
             let pod = peer.pod(&format!("shares-{attempt}-{number}"));
             let (sandbox, container) = self.run(peer, &pod).await?;
             running.push(sandbox);
-            read(peer, &container, "sequential").await?;
+            read(peer, &container, "sequential", "/large").await?;
             let (_, meminfo, _) = peer.cri.exec(&container, "cat /proc/meminfo").await?;
             most_cached = most_cached.max(process::field_kib(&meminfo, "Cached").context("Cached")?);
         }
@@ -134,11 +146,12 @@ impl Image {
 /// In this order: the first is what a pod sees that has just started.
 const READS: [(&str, &str); 3] = [(FIRST, "sequential"), (AGAIN, "sequential"), (RANDOM, "random")];
 
-async fn read(peer: &Peer, container: &str, how: &str) -> Result<String> {
-    let (code, out, said) = peer
-        .cri
-        .exec_program(container, &["/reader", how, "/large"])
-        .await?;
+/// Of a part of it that is in memory; a pod's /dev/shm has 64 MiB.
+const OWN_READS: [(&str, &str); 2] = [(OWN, "sequential"), (OWN_RANDOM, "random")];
+const OWN_MIB: u64 = 48;
+
+async fn read(peer: &Peer, container: &str, how: &str, file: &str) -> Result<String> {
+    let (code, out, said) = peer.cri.exec_program(container, &["/reader", how, file]).await?;
     ensure!(code == 0, "reader ended with {code}: {said}");
     Ok(out)
 }

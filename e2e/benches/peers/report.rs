@@ -24,7 +24,7 @@ const MACHINE: &str = "machine";
 /// A figure of a runtime: its name in ratios and pictures, its series, the unit, and where an entry has it.
 type Figure = (&'static str, &'static str, &'static str, fn(&Entry) -> &Figures);
 
-const FIGURES: [Figure; 12] = [
+const FIGURES: [Figure; 14] = [
     ("sandbox", SANDBOX, "ms", |entry| &entry.times),
     ("first_line", FIRST_LINE, "ms", |entry| &entry.times),
     ("exec", EXEC, "ms", |entry| &entry.times),
@@ -37,6 +37,10 @@ const FIGURES: [Figure; 12] = [
     ("image_first_read", image::FIRST, "MiB/s", |entry| &entry.image),
     ("image_read", image::AGAIN, "MiB/s", |entry| &entry.image),
     ("image_random_read", image::RANDOM, "MiB/s", |entry| &entry.image),
+    ("own_read", image::OWN, "MiB/s", |entry| &entry.image),
+    ("own_random_read", image::OWN_RANDOM, "MiB/s", |entry| {
+        &entry.image
+    }),
 ];
 
 pub(crate) fn write(node: &Node, conditions: &Value, measured: &Measured) -> Result<()> {
