@@ -291,10 +291,16 @@ impl Node {
         Ok(serde_json::from_str(answer.info.get("info").context("info")?)?)
     }
 
+    /// Where the daemon's log is; each daemon begins it anew.
+    #[must_use]
+    pub fn daemon_log_path(&self) -> PathBuf {
+        self.run.path().join("daemon.log")
+    }
+
     /// The end of the daemon's log.
     #[must_use]
     pub fn daemon_log(&self) -> String {
-        let text = fs_err::read_to_string(self.run.path().join("daemon.log")).unwrap_or_default();
+        let text = fs_err::read_to_string(self.daemon_log_path()).unwrap_or_default();
         let lines: Vec<_> = text.lines().rev().take(40).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }

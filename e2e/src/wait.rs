@@ -1,6 +1,6 @@
 //! Every time-out of the node tests by its name. They are long: an emulated node is slow, and they only end a test that fails.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, path::Path, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
@@ -31,4 +31,19 @@ pub async fn until<T, F: Future<Output = Option<T>>>(
         anyhow::ensure!(Instant::now() < deadline, "{what}: not within {limit:?}");
         sleep(PAUSE).await;
     }
+}
+
+/// Until a daemon with fail points, whose log this is, stays at `point`.
+///
+/// # Errors
+/// When time is over.
+pub async fn held_at(limit: Duration, point: &str, daemon_log: &Path) -> anyhow::Result<()> {
+    let said = format!("a fail point holds this task point=\"{point}\"");
+    let is_held = async || {
+        fs_err::read_to_string(daemon_log)
+            .ok()?
+            .contains(&said)
+            .then_some(())
+    };
+    until(limit, point, is_held).await
 }

@@ -66,11 +66,6 @@ async fn a_daemon_killed_between_any_two_steps_leaves_nothing() -> Result<()> {
     .await
 }
 
-/// What the daemon's log says then.
-fn held_at(point: &str) -> String {
-    format!("a fail point holds this task point=\"{point}\"")
-}
-
 struct Killer {
     program: PathBuf,
     before: Vec<String>,
@@ -130,12 +125,11 @@ impl Killer {
     async fn while_a_template_is_made(&mut self, node: &mut Node, point: &str) -> Result<()> {
         node.kill_daemon().await?;
         fs_err::remove_dir_all(node.directory().join("templates"))?;
-        let (held, log) = (held_at(point), node.directory().join("daemon.log"));
-        let is_held = async || fs_err::read_to_string(&log).ok()?.contains(&held).then_some(());
+        let log = node.daemon_log_path();
         tokio::select! {
             // It waits for the template.
             started = self.daemon_that_stays_at(node, point) => bail!("the template did not come to the point: {started:?}"),
-            stays = wait::until(wait::CALL, point, is_held) => stays?,
+            stays = wait::held_at(wait::CALL, point, &log) => stays?,
         }
         node.kill_daemon().await?;
         node.start_daemon().await?;
@@ -159,11 +153,11 @@ impl Killer {
         point: &str,
         request: impl Future<Output = Result<(), tonic::Status>> + Send + 'static,
     ) -> Result<()> {
-        let held = held_at(point);
+        let log = node.daemon_log_path();
         let mut request = Box::pin(request);
         tokio::select! {
             answer = &mut request => bail!("the call ended without coming to the point: {answer:?}"),
-            stays = wait::until(wait::CALL, point, async || node.daemon_log().contains(&held).then_some(())) => stays?,
+            stays = wait::held_at(wait::CALL, point, &log) => stays?,
         }
         node.kill_daemon().await?;
         ensure!(request.await.is_err(), "a killed daemon cannot have answered");

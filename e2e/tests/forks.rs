@@ -117,7 +117,7 @@ async fn is_made_anew(node: &Node, made_at: &Value) -> Result<()> {
 
 /// All of the daemon's log since its start.
 fn whole_log(node: &Node) -> Result<String> {
-    Ok(fs_err::read_to_string(node.directory().join("daemon.log"))?)
+    Ok(fs_err::read_to_string(node.daemon_log_path())?)
 }
 
 /// Starts a pod, which has to come to run in this way, and removes it.
@@ -310,10 +310,8 @@ async fn daemon_that_waits_at(node: &mut Node, program: &Path, point: &str) -> R
 
 /// The answer to `request`, when every VMM is killed as soon as the daemon is at `point`, and the daemon goes on then.
 async fn killed_at<T>(node: &Node, point: &str, request: impl Future<Output = T>) -> Result<T> {
-    let held = format!("a fail point holds this task point=\"{point}\"");
     let (answer, killed) = tokio::join!(request, async {
-        let is_held = async || whole_log(node).is_ok_and(|log| log.contains(&held)).then_some(());
-        wait::until(wait::CALL, point, is_held).await?;
+        wait::held_at(wait::CALL, point, &node.daemon_log_path()).await?;
         for pid in vmms(node) {
             kill(pid, Signal::SIGKILL)?;
         }

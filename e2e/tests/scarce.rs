@@ -32,8 +32,8 @@ impl Tmpfs {
     fn take(&self, bytes: u64) -> Result<()> {
         let mut options = fs_err::OpenOptions::new();
         let file = options.create(true).append(true).open(self.filler())?;
-        let (end, more) = (file.metadata()?.len(), bytes);
-        posix_fallocate(file.file(), end.try_into()?, more.try_into()?)?;
+        let end = file.metadata()?.len();
+        posix_fallocate(file.file(), end.try_into()?, bytes.try_into()?)?;
         Ok(())
     }
 
@@ -121,13 +121,11 @@ async fn a_disk_that_fills_while_a_template_is_written_costs_the_template() -> R
         let program = env::var_os("CLEARPOD_FAILPOINTS").context("CLEARPOD_FAILPOINTS is not set")?;
         let place = Tmpfs::new("300m")?;
         let mut node = with_templates_in(&place).await?;
-        let (go, log) = (node.directory().join("go"), node.directory().join("daemon.log"));
+        let (go, log) = (node.directory().join("go"), node.daemon_log_path());
         let point = "template.paused";
         let fail = [("FAILPOINTS", format!("{point}=return({})", go.display()))];
         let (started, filled) = tokio::join!(node.start_daemon_with(program.as_ref(), &fail), async {
-            let held = format!("a fail point holds this task point=\"{point}\"");
-            let is_held = async || fs_err::read_to_string(&log).ok()?.contains(&held).then_some(());
-            wait::until(wait::SERVER, point, is_held).await?;
+            wait::held_at(wait::SERVER, point, &log).await?;
             place.fill()?;
             Ok::<_, anyhow::Error>(fs_err::write(&go, "")?)
         });
