@@ -29,6 +29,8 @@ const TELL: &str = "cd /proc/sys/kernel; read x <random/boot_id; echo boot_id $x
     -subj /CN=pod -pubkey -noout | { read x; read x; read y; echo tls_key $x$y; }; echo time $(date +%s)";
 /// How many of them there are, without the time.
 const TOLD: usize = 8;
+/// So many pods, and how far it is is told: a thousand take half an hour.
+const TOLD_AFTER: usize = 50;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forks_have_nothing_in_common_that_tells_them_apart() -> Result<()> {
@@ -63,6 +65,11 @@ async fn forks_have_nothing_in_common_that_tells_them_apart() -> Result<()> {
                     seen.add(number, &name, &value);
                 }
             }
+            // What was found until then counts, should the node not live to see the last.
+            ensure!(seen.twice.is_empty(), "{}", seen.twice.join("\n"));
+            if (number + 1) % TOLD_AFTER == 0 {
+                println!("{} pods, {boots} boots: {}", number + 1, seen.summary());
+            }
         }
         println!(
             "{count} pods, {} of them forks and {boots} boots, {:.2} s each; different values: {}",
@@ -70,7 +77,6 @@ async fn forks_have_nothing_in_common_that_tells_them_apart() -> Result<()> {
             began.elapsed().as_secs_f64() / f64::from(u32::try_from(count.max(1))?),
             seen.summary()
         );
-        ensure!(seen.twice.is_empty(), "{}", seen.twice.join("\n"));
         let is_complete = |values: &BTreeMap<String, usize>| values.len() == count;
         ensure!(
             seen.values.len() == TOLD && seen.values.values().all(is_complete),

@@ -3,7 +3,7 @@
 //! | ports         | answered by                                        |
 //! |---------------|----------------------------------------------------|
 //! | 0x60, 0x64    | i8042: only the reset line                         |
-//! | 0x3F8 - 0x3FF | serial port, for a kernel that dies before hvc0    |
+//! | 0x3F8 - 0x3FF | serial port: the guest's console                   |
 //! | 0xCF8 - 0xCFF | PCI configuration mechanism #1                     |
 //! | 0x20, 0x40 .. | KVM (interrupt controllers, timer)                 |
 //!

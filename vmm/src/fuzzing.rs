@@ -12,10 +12,9 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::control;
 use crate::devices::function::MachineFunction;
 use crate::devices::pvpanic::PvPanic;
-use crate::devices::ring::ConsoleRing;
 use crate::devices::virtio::GuestMemory;
-use crate::devices::virtio::console::Console;
-use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::mem::Mem;
 use crate::event_loop::{DeviceSubscriber, Mailbox, Message, Subscriber};
 use crate::pci::bus::{PciBus, Slot};
 use crate::pci::host_bridge::HostBridge;
@@ -28,6 +27,8 @@ pub use self::devices::{
 pub use self::snapshot::snapshot_state;
 
 const MEMORY: usize = 1 << 16;
+/// Where memory can be plugged: a block of it, and none that is mapped.
+const HOTPLUG: std::ops::Range<u64> = 0x1_0000_0000..0x1_0800_0000;
 /// Operation, address, length of the data that follows.
 const HEAD: usize = 6;
 
@@ -51,7 +52,7 @@ pub fn control_lines(input: &[u8]) {
     control::feed(input);
 }
 
-/// The bus with the VMM's own devices, and the event loop's part for them.
+/// The bus with two devices, and the event loop's part for them.
 struct MachineModel {
     pci: PciBus<MachineFunction>,
     devices: Vec<(Slot, SharedDevice, Option<SubscriberId>)>,
@@ -78,10 +79,9 @@ impl MachineModel {
         pci.insert(slot, MachineFunction::HostBridge(HostBridge::new()));
         let slot = pci.free_slot().ok()?;
         pci.insert(slot, MachineFunction::PvPanic(PvPanic::new(slot, mailbox)));
-        let ring = Arc::new(Mutex::new(ConsoleRing::new(4096)));
         let own: [SharedDevice; 2] = [
-            Arc::new(Mutex::new(Console::new(ring))),
-            Arc::new(Mutex::new(Rng::default())),
+            Arc::new(Mutex::new(Balloon::new(1))),
+            Arc::new(Mutex::new(Mem::new(&HOTPLUG))),
         ];
         let mut devices = Vec::new();
         for device in own {

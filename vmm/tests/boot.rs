@@ -100,7 +100,7 @@ fn the_daemon_learns_where_the_machine_is() {
             panic!("no counters")
         };
         assert!(
-            stats.exits["port_read"] > 10 && stats.exits["memory_write"] > 10,
+            stats.exits["port_read"] > 10 && stats.exits["port_write"] > 10,
             "{stats:?}"
         );
         println!("exits until user space: {:?}", stats.exits);

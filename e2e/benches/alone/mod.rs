@@ -2,6 +2,7 @@
 //! (`ready`).
 
 mod exits;
+mod memory;
 mod ready;
 
 use std::{
@@ -33,7 +34,7 @@ pub(crate) const COMMAND_LINE: &str = "quiet";
 
 /// The command line of a guest with one processor under our VMM (`vmm/src/x86_64/command_line.rs`), for QEMU's.
 const WORDS: &str =
-    "console=hvc0 pci=conf1,noearly noapic noreplace-smp reboot=k panic=-1 tsc=reliable quiet";
+    "console=ttyS0 pci=conf1,noearly noapic noreplace-smp reboot=k panic=-1 tsc=reliable quiet";
 
 /// Enough for all that a kernel can say that is not quiet.
 const CONSOLE_BYTES: u32 = 1 << 20;
@@ -132,6 +133,7 @@ pub(crate) fn clearpod_vmm(
     figures: &mut Figures,
 ) -> Result<BTreeMap<String, u64>> {
     let machine = Machine::configure(payload, command_line)?;
+    memory::forget_earlier_guests()?;
     let began = monotonic_ns();
     let mut running = machine.start(vmm)?;
     let heard = machine.ready(&mut running)?;
@@ -203,6 +205,7 @@ impl Qemu {
     pub(crate) fn boot(&self, figures: &mut Figures) -> Result<()> {
         let mut command = Command::new(QEMU);
         command.args(&self.arguments);
+        memory::forget_earlier_guests()?;
         let began = monotonic_ns();
         let mut running = spawn(&mut command, self.log.path())?;
         let heard = self
@@ -227,8 +230,6 @@ fn for_microvm(word: &str) -> Option<&str> {
         word if word.starts_with("pci=") => Some("pci=off"),
         // Its virtio devices interrupt through the IOAPIC.
         "noapic" => None,
-        // The agent needs a console, and of those that QEMU has a UART that nothing is written to (quiet) is the cheapest.
-        "console=hvc0" => Some("console=ttyS0"),
         word => Some(word),
     }
 }

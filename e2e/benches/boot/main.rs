@@ -7,6 +7,8 @@
 #[path = "../alone/mod.rs"]
 mod alone;
 mod initcalls;
+#[path = "../alone/probe.rs"]
+mod probe;
 mod step;
 
 use std::{
@@ -60,7 +62,7 @@ fn main() -> Result<()> {
         qemu.boot(&mut of_qemu)?;
         say(&format!("round {round} of {rounds}"))?;
     }
-    let initcalls = initcalls::longest(&vmm, &payload, INITCALLS)?;
+    let initcalls = initcalls::longest(&bundle, &payload, INITCALLS)?;
     let theirs = json!({"command": qemu.command(), "times": of_qemu.json()});
     of_qemu.write("QEMU microvm", &mut stderr().lock())?;
     let ratio = total(steps.first().map(|step| &step.times))? / total(Some(&of_qemu))?;

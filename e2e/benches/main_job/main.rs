@@ -8,6 +8,8 @@ mod agent;
 #[path = "../alone/mod.rs"]
 mod alone;
 mod pods;
+#[path = "../alone/probe.rs"]
+mod probe;
 
 use std::{
     collections::BTreeMap,

@@ -1,6 +1,7 @@
 //! The boot of a Machine, in boot order. [`boot`] is the story; `processors` makes processors, `payload` puts things into guest
-//! memory, `chassis` is what holds it all together. `restore` is the story of a guest that goes on from a snapshot.
+//! memory, `beside` does two things at a time, `chassis` is what holds it all together. `restore` is the story of a guest that goes on from a snapshot.
 
+mod beside;
 mod chassis;
 mod payload;
 mod processors;
@@ -10,13 +11,12 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use self::beside::{beside, create_vm_beside};
 use self::chassis::{Chassis, watch_signals};
 use self::processors::Processors;
 use crate::config::{Payload, Plan};
 use crate::devices::ring::ConsoleRing;
 use crate::devices::table::BuildDeviceError;
-use crate::devices::virtio::console::Console;
-use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockError};
 use crate::kvm::{self, KvmError, Vm};
 use crate::machine::{AttachError, Machine};
@@ -79,17 +79,21 @@ pub(crate) fn boot(mut plan: Plan, payload: &Payload, process_started: u64) -> R
 
     let layout = layout(&plan, processors.address_bits())?;
     let ram = memory::map_ram(layout)?;
-    let entry = payload::load(payload, plan.vcpus.max, &ram, layout)?;
-    let vm = Arc::new(Vm::new(&kvm, ram, layout, processors.address_bits())?);
+    let load = || payload::load(payload, plan.vcpus.max, &ram, layout);
+    let populate = || {
+        // Of a kernel that cannot be asked for its size there is less beforehand.
+        let kernel = payload.kernel.metadata().map_or(0, |file| file.len());
+        let touched = layout.touched_by_boot(kernel);
+        touched.iter().for_each(|range| memory::populate(&ram, range));
+    };
+    let prepare = || Ok(beside("populate", populate, load)?.1?);
+    let (fd, entry) = create_vm_beside(&kvm, prepare)?;
+    let vm = Arc::new(Vm::new(&kvm, fd, ram, layout, processors.address_bits())?);
     let vcpus = processors.create(&vm, entry)?;
 
     let ring = ConsoleRing::new(plan.console_bytes);
     let chassis = Chassis::new(&vm, vcpus.first(), ring, None, process_started)?;
-    let console = Console::new(Arc::clone(&chassis.ring));
-    let mut devices = vec![
-        chassis.add_own(Arc::new(Mutex::new(console)))?,
-        chassis.add_own(Arc::new(Mutex::new(Rng::default())))?,
-    ];
+    let mut devices = Vec::new();
     if let Some(vsock) = &plan.vsock {
         let first = Arc::clone(&chassis.milestones.first_vsock);
         let device = Vsock::new(vsock.guest_cid, &vsock.socket, first)?;

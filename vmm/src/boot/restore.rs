@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::beside::create_vm_beside;
 use super::chassis::{Chassis, watch_signals};
 use super::processors::Processors;
 use super::{BootError, layout};
@@ -13,8 +14,6 @@ use crate::devices::function::MachineFunction;
 use crate::devices::ring::ConsoleRing;
 use crate::devices::table;
 use crate::devices::virtio::SavedState;
-use crate::devices::virtio::console::Console;
-use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::kvm::{self, Vm};
 use crate::machine::{AttachedDevice, Machine, attach_at};
@@ -32,14 +31,17 @@ pub(crate) fn restore(
 ) -> Result<Machine, BootError> {
     // Before any thread exists, so that every thread has the signals blocked and only the loop sees them.
     let signals = watch_signals()?;
-    let state = file::read(&files.state)?;
-    state.fits(&plan, &files.origin)?;
     let kvm = kvm::open()?;
-    let processors = Processors::ask(&kvm, plan.vcpus)?;
-
-    let layout = layout(&plan, processors.address_bits())?;
-    let ram = image::map(layout, state.id, &files.memory).map_err(SnapshotError::Memory)?;
-    let vm = Arc::new(Vm::new(&kvm, ram, layout, processors.address_bits())?);
+    let prepare = || {
+        let state = file::read(&files.state)?;
+        state.fits(&plan, &files.origin)?;
+        let processors = Processors::ask(&kvm, plan.vcpus)?;
+        let layout = layout(&plan, processors.address_bits())?;
+        let ram = image::map(layout, state.id, &files.memory).map_err(SnapshotError::Memory)?;
+        Ok((state, processors, layout, ram))
+    };
+    let (fd, (state, processors, layout, ram)) = create_vm_beside(&kvm, prepare)?;
+    let vm = Arc::new(Vm::new(&kvm, fd, ram, layout, processors.address_bits())?);
     let vcpus = processors.restore(&vm, &state.processors)?;
     vm.load_chips(&state.chips).map_err(SnapshotError::Kvm)?;
 
@@ -95,8 +97,6 @@ fn restore_devices(
 
 fn rebuild(chassis: &Chassis, plan: &Plan, placed: &PlacedDevice) -> Result<AttachedDevice, BootError> {
     let own: SharedDevice = match (&placed.device.own, &plan.vsock) {
-        (SavedState::Console, _) => Arc::new(Mutex::new(Console::new(Arc::clone(&chassis.ring)))),
-        (SavedState::Rng, _) => Arc::new(Mutex::new(Rng::default())),
         (SavedState::Vsock(saved), Some(vsock)) => {
             let first = Arc::clone(&chassis.milestones.first_vsock);
             let device = Vsock::new(vsock.guest_cid, &vsock.socket, first)?;

@@ -2,11 +2,9 @@
 //!
 //! | device          | where                | why                                                        |
 //! |-----------------|----------------------|------------------------------------------------------------|
-//! | serial port     | ports 0x3F8, IRQ 4   | a kernel that dies before it has hvc0                      |
+//! | serial port     | ports 0x3F8, IRQ 4   | the guest's console, into the console ring                 |
 //! | i8042           | ports 0x60, 0x64     | the guest's reset                                          |
 //! | pvpanic         | PCI                  | a panic is not a reboot                                    |
-//! | virtio-console  | PCI                  | hvc0, into the console ring                                |
-//! | virtio-rng      | PCI                  | entropy from the first moment                              |
 //! | virtio-vsock    | PCI, if configured   | the agent                                                  |
 //! | virtio-net      | PCI, from a tap      | the pod's network                                          |
 //! | virtio-blk      | PCI, from a file     | scratch disks, volumes                                     |

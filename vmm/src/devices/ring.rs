@@ -1,4 +1,4 @@
-//! The console ring: the last bytes that the guest wrote to its console or to its early serial port.
+//! The console ring: the last bytes that the guest wrote to its console.
 
 use std::collections::VecDeque;
 

@@ -71,7 +71,7 @@ pub(crate) fn restore(id: String, own: &SavedState, vm: &Vm) -> Option<BuiltDevi
                 Adjustable::Balloon(balloon),
             )
         }
-        SavedState::Console | SavedState::Rng | SavedState::Vsock(_) => return None,
+        SavedState::Vsock(_) => return None,
     };
     Some(BuiltDevice {
         id,

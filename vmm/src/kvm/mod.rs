@@ -7,7 +7,7 @@ pub(crate) mod msrs;
 mod processor;
 mod vm;
 
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 
 pub(crate) use self::chips::ChipState;
 pub(crate) use self::coalesced::CoalescedWrites;
@@ -98,4 +98,10 @@ pub(crate) fn open() -> Result<Kvm, KvmError> {
         Some((_, name, purpose)) => Err(KvmError::Capability { name, purpose }),
         None => Ok(kvm),
     }
+}
+
+/// A new virtual machine that has nothing yet.
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+    kvm.create_vm()
+        .map_err(KvmError::refused("create a virtual machine"))
 }

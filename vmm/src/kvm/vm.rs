@@ -52,16 +52,14 @@ pub(crate) struct FileRegion {
 }
 
 impl Vm {
-    /// Creates the machine with `memory` as its RAM, laid out as `layout` says.
+    /// Gives a machine chips, and `memory` as its RAM, laid out as `layout` says.
     pub(crate) fn new(
         kvm: &Kvm,
+        fd: VmFd,
         memory: GuestMemory,
         layout: RamLayout,
         address_bits: u8,
     ) -> Result<Self, KvmError> {
-        let fd = kvm
-            .create_vm()
-            .map_err(KvmError::refused("create a virtual machine"))?;
         create_chips(&fd)?;
         disable_pmu(kvm, &fd);
         let mut next = 0;

@@ -53,6 +53,10 @@ pub(crate) const FILE_ALIGN: u64 = 2 << 20;
 /// usable from its first byte on.
 const HOTPLUG_ALIGN: u64 = 2 * GIB;
 
+/// CONFIG_PHYSICAL_START of the kernel that pods have.
+const LINKED_AT: u64 = 16 << 20;
+const FIRST_ALLOCATIONS: u64 = 6 << 20;
+
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
@@ -88,6 +92,16 @@ impl RamLayout {
     pub(crate) fn hotplug(self) -> Range<u64> {
         let start = self.end().max(FOUR_GIB).next_multiple_of(HOTPLUG_ALIGN);
         start..start + self.hotplug
+    }
+
+    /// What a kernel whose file has `kernel` bytes writes while it boots, whatever else it does: itself and what it sets up
+    /// behind its image, and at the end of memory a description of each page (64 bytes) and its first allocations.
+    pub(crate) fn touched_by_boot(self, kernel: u64) -> [Range<u64>; 2] {
+        let image_end = LINKED_AT.saturating_add(kernel).min(self.low);
+        let image = LINKED_AT.min(image_end)..image_end;
+        let described = (self.low + self.high) / 64 + FIRST_ALLOCATIONS;
+        let top = self.end() - described.min(self.low)..self.end();
+        [image, top]
     }
 
     /// First address after the RAM below the hole.
@@ -162,6 +176,20 @@ mod tests {
         let layout = RamLayout::new(128 << 20, 0);
         assert!(matches!(layout.ranges().as_slice(), [range] if *range == (0..128 << 20)));
         assert_eq!(layout.end(), 128 << 20);
+    }
+
+    #[test]
+    fn what_a_boot_touches_is_ram() {
+        let mib = |range: &Range<u64>| range.start >> 20..range.end >> 20;
+        let [image, top] = RamLayout::new(512 << 20, 0).touched_by_boot(20 << 20);
+        assert_eq!((mib(&image), mib(&top)), (16..36, 498..512));
+        let [_, top] = RamLayout::new(8 * GIB, GIB).touched_by_boot(20 << 20);
+        assert_eq!(mib(&top), (9 << 10) - 128 - 6..9 << 10);
+        for kernel in [0, 20 << 20, u64::MAX] {
+            let [image, top] = RamLayout::new(32 << 20, 0).touched_by_boot(kernel);
+            assert!(image.start <= image.end && image.end <= 32 << 20, "{image:?}");
+            assert!(top.start <= top.end && top.end == 32 << 20, "{top:?}");
+        }
     }
 
     #[test]

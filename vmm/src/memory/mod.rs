@@ -10,7 +10,7 @@ pub(crate) mod layout;
 mod ram;
 pub(crate) mod windows;
 
-pub(crate) use self::ram::{discard, map_ram};
+pub(crate) use self::ram::{discard, map_ram, populate};
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};

@@ -147,6 +147,25 @@ pub(crate) fn discard(memory: &GuestMemory, address: u64, bytes: u64) -> io::Res
     }
 }
 
+/// Lets the host give the memory of `range` now, as far as it is RAM, so that the guest finds it there. It is none the worse for
+/// a host that cannot (Linux before 5.14): then each page comes when it is touched.
+pub(crate) fn populate(memory: &GuestMemory, range: &Range<u64>) {
+    for region in memory.iter() {
+        let (start, length) = (region.start_addr().raw_value(), region.len());
+        let (from, to) = (range.start.max(start), range.end.min(start + length));
+        let Some(bytes) = to.checked_sub(from).and_then(|bytes| usize::try_from(bytes).ok()) else {
+            continue;
+        };
+        let at = region.as_ptr().wrapping_add((from - start) as usize);
+        // SAFETY: the bytes lie within a mapping of guest memory (`from` and `to` are cut to it), and the advice changes none.
+        let advised = unsafe { libc::madvise(at.cast(), bytes, libc::MADV_POPULATE_WRITE) };
+        if advised < 0 {
+            let error = io::Error::last_os_error();
+            tracing::debug!(%error, "guest memory is not there beforehand");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use vm_memory::Bytes;
@@ -199,6 +218,23 @@ mod tests {
             };
             assert!(flags.split(' ').any(|flag| flag == "hg"), "{flags}");
         }
+    }
+
+    #[test]
+    fn what_is_populated_is_there_and_keeps_its_content() {
+        let memory = map_ram(RamLayout::new(64 * MIB, 128 * MIB)).unwrap();
+        memory.write_obj(7_u8, GuestAddress(33 * MIB)).unwrap();
+        let start = memory.iter().next().unwrap().as_ptr();
+        // Beyond RAM there is nothing to populate.
+        populate(&memory, &(32 * MIB..GIB));
+        let mut there = vec![0_u8; (64 * MIB / PAGE) as usize];
+        // SAFETY: 64 MiB from `start` on are mapped, and `there` has a byte for each page of them.
+        let told = unsafe { libc::mincore(start.cast(), 64 * MIB as usize, there.as_mut_ptr()) };
+        assert_eq!(told, 0);
+        let (before, populated) = there.split_at(there.len() / 2);
+        assert!(populated.iter().all(|page| page & 1 == 1));
+        assert!(before.iter().all(|page| page & 1 == 0));
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(33 * MIB)).unwrap(), 7);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::state::MachineState;
 
 const MAGIC: [u8; 8] = *b"clpdsnap";
 /// The only one that is read.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 /// Where the body begins.
 pub(crate) const HEAD: usize = 20;
 /// Far above 254 processors of 12 KiB and the largest console.

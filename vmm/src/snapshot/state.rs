@@ -144,8 +144,6 @@ fn same<V: PartialEq + std::fmt::Display>(
 
 fn saved_kind(own: &SavedState) -> &'static str {
     match own {
-        SavedState::Console => "console",
-        SavedState::Rng => "rng",
         SavedState::Vsock(_) => "vsock",
         SavedState::Balloon(_) => "balloon",
         SavedState::Memory(_) => "memory",

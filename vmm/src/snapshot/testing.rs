@@ -9,9 +9,7 @@ use crate::devices::ring::ConsoleRing;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::GuestMemory;
 use crate::devices::virtio::balloon::Balloon;
-use crate::devices::virtio::console::Console;
 use crate::devices::virtio::mem::Mem;
-use crate::devices::virtio::rng::Rng;
 use crate::event_loop::Mailbox;
 use crate::kvm::{ChipState, ProcessorState};
 use crate::pci::bus::{Function, PciBus};
@@ -21,21 +19,18 @@ use crate::pci::transport::{Services, SharedDevice, VirtioFunction};
 
 const MIB: u64 = 1 << 20;
 
-/// Devices as they can be in a snapshot, with their names; the first two have none.
-fn devices() -> [(Option<&'static str>, SharedDevice); 4] {
-    let ring = Arc::new(Mutex::new(ConsoleRing::new(4096)));
+/// Devices as they can be in a snapshot, with their names.
+fn devices() -> [(&'static str, SharedDevice); 2] {
     let region = 4096 * MIB..(4096 + 128) * MIB;
     [
-        (None, Arc::new(Mutex::new(Console::new(ring)))),
-        (None, Arc::new(Mutex::new(Rng::default()))),
-        (Some("memory"), Arc::new(Mutex::new(Mem::new(&region)))),
-        (Some("balloon"), Arc::new(Mutex::new(Balloon::new(128)))),
+        ("memory", Arc::new(Mutex::new(Mem::new(&region)))),
+        ("balloon", Arc::new(Mutex::new(Balloon::new(128)))),
     ]
 }
 
 /// Functions with these devices, as a restored Machine has them before it takes anything over. `None`: the process has no
 /// descriptors left.
-pub(crate) fn functions() -> Option<Vec<(Option<&'static str>, SharedDevice, VirtioFunction)>> {
+pub(crate) fn functions() -> Option<Vec<(&'static str, SharedDevice, VirtioFunction)>> {
     let kvm = Arc::new(FakeKvm::default());
     let (mailbox, ..) = Mailbox::new().ok()?;
     let services = Services {
@@ -66,7 +61,7 @@ pub(crate) fn state() -> Option<MachineState> {
         let slot = pci.free_slot().ok()?;
         pci.insert(slot, HostBridge::new());
         saved.push(PlacedDevice {
-            id: id.map(str::to_owned),
+            id: Some(id.to_owned()),
             slot,
             function: function.save(&device.progress)?,
             device,

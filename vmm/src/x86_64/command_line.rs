@@ -3,13 +3,13 @@
 /// Words for every Machine, each with its reason. A later word wins over an earlier one, so the configuration can
 /// change them.
 const WORDS: [&str; 7] = [
-    // The ring; a kernel that dies before it has hvc0 needs earlycon=uart8250,io,0x3f8 from the configuration.
-    "console=hvc0",
+    // The ring; a kernel that dies before it has that needs earlycon=uart8250,io,0x3f8 from the configuration.
+    "console=ttyS0",
     // Mechanism #1 without looking for others; there are no other buses to look for. And no search for chipsets with
     // errors before the real scan: it finds none and costs fifty exits.
     "pci=conf1,noearly",
-    // All devices signal by MSI, which needs no IOAPIC; to set its 24 pins up takes the kernel six hundred exits. The UART,
-    // which is for debugging, is heard through the 8259.
+    // All devices signal by MSI, which needs no IOAPIC; to set its 24 pins up takes the kernel six hundred exits. The UART
+    // is heard through the 8259.
     "noapic",
     // Not ten thousand lock prefixes patched out for one running processor, and back in when there is a second: an eighth
     // of the boot.
@@ -50,8 +50,8 @@ mod tests {
 
     #[test]
     fn the_configuration_has_the_last_word() {
-        let line = complete(1, 1, false, "quiet console=ttyS0");
-        assert!(line.starts_with("console=hvc0 ") && line.ends_with(" quiet console=ttyS0"));
+        let line = complete(1, 1, false, "quiet console=null");
+        assert!(line.starts_with("console=ttyS0 ") && line.ends_with(" quiet console=null"));
         assert!(!line.contains("maxcpus") && !line.contains("memory_hotplug"));
         let line = complete(1, 1, true, "memhp_default_state=offline");
         assert!(line.ends_with(" memory_hotplug.online_policy=auto-movable memhp_default_state=offline"));

@@ -7,13 +7,11 @@ pub(crate) mod balloon;
 pub(crate) mod block;
 pub(crate) mod buffers;
 pub(crate) mod config_space;
-pub(crate) mod console;
 pub(crate) mod fs;
 mod gather;
 pub(crate) mod mem;
 pub(crate) mod net;
 pub(crate) mod pmem;
-pub(crate) mod rng;
 pub(crate) mod single_queue;
 mod sys;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -80,8 +78,6 @@ pub(crate) struct SavedDevice {
 /// Which of the devices that can be in a snapshot, with what only it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum SavedState {
-    Console,
-    Rng,
     /// Without connections.
     Vsock(vsock::SavedVsock),
     Balloon(balloon::SavedBalloon),
