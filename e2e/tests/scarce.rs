@@ -7,8 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, is_emulated, on_a_node, process, wait};
+use e2e::{Node, PodSpec, is_emulated, on_a_node, process, wait};
 use nix::{fcntl::posix_fallocate, sys::statvfs::statvfs};
+use proto::cri::v1 as cri;
 use serde_json::Value;
 
 /// Memory for files, mounted as long as this lives.
@@ -209,6 +210,56 @@ async fn a_host_without_memory_starts_no_pod_and_keeps_those_that_run() -> Resul
         drop(hog);
         cri.remove_pod(&sandbox).await?;
         node.is_as_before(&before)
+    })
+    .await
+}
+
+/// A pod whose container has this score of kubelet's: sandbox and container.
+async fn worth(node: &Node, name: &str, oom_score_adj: i64) -> Result<(String, String)> {
+    let (cri, pod) = (node.cri(), node.pod(name));
+    let sandbox = cri.run_pod(&pod).await?;
+    let mut config = PodSpec::shell("main", &node.image(), "sleep 1000");
+    let resources = cri::LinuxContainerResources {
+        oom_score_adj,
+        ..Default::default()
+    };
+    config.linux = Some(cri::LinuxContainerConfig {
+        resources: Some(resources),
+        ..Default::default()
+    });
+    let container = cri.create(&sandbox, &pod, config).await?;
+    cri.start(&container).await?;
+    Ok((sandbox, container))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_out_of_memory_killer_takes_the_pod_that_was_promised_nothing() -> Result<()> {
+    on_a_node(async || {
+        if !is_emulated() {
+            eprintln!("SKIPPED: lets the host's out-of-memory killer choose: only on an emulated node");
+            return Ok(());
+        }
+        let node = Node::start().await?;
+        node.set_plain_network()?;
+        let cri = node.cri();
+        let (promised, container) = worth(&node, "guaranteed", -997).await?;
+        let (unpromised, _) = worth(&node, "best-effort", 1000).await?;
+        // As it does without memory: the one with the most points goes (Documentation/admin-guide/sysrq.rst).
+        fs_err::write("/proc/sysrq-trigger", "f")?;
+        wait::until(wait::SERVER, "the pod's end", async || {
+            let status = cri.pod(&unpromised).await.ok()?.status?;
+            (status.state() == cri::PodSandboxState::SandboxNotready).then_some(())
+        })
+        .await?;
+        ensure!(
+            node.daemon_log().contains("killed by signal 9"),
+            "{}",
+            node.daemon_log()
+        );
+        let (code, out, err) = cri.exec(&container, "echo lives").await?;
+        ensure!((code, out.as_str()) == (0, "lives\n"), "{code} {out} {err}");
+        cri.remove_pod(&unpromised).await?;
+        Ok(cri.remove_pod(&promised).await?)
     })
     .await
 }

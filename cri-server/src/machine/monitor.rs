@@ -4,7 +4,7 @@
 //! afterwards (adoption), so that it always refers to the very process.
 
 use std::{
-    io,
+    io::{self, Write as _},
     os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -15,7 +15,7 @@ use rustix::process::{
 };
 use tokio::{io::unix::AsyncFd, sync::watch, task::JoinSet};
 
-use super::process::{Identity, Kill, MachineExit, Process};
+use super::process::{Identity, ProcessControl, MachineExit, Process};
 use crate::sys::readiness;
 
 /// The tasks that wait for processes; they end with this value.
@@ -40,6 +40,7 @@ impl Monitors {
 /// A process that cannot be mistaken for another one.
 #[derive(Debug)]
 pub(super) struct Watched {
+    identity: Identity,
     pidfd: AsyncFd<OwnedFd>,
 }
 
@@ -63,7 +64,10 @@ impl Watched {
             Err(error) => return Err(error),
         }
         let pidfd = readiness::readable(pidfd)?;
-        Ok(Some(Self { pidfd }))
+        Ok(Some(Self {
+            identity: identity.clone(),
+            pidfd,
+        }))
     }
 
     /// Waits for the end and publishes it.
@@ -89,11 +93,27 @@ impl Watched {
     }
 }
 
-impl Kill for Watched {
+impl ProcessControl for Watched {
     fn kill(&self) -> io::Result<()> {
         match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    fn set_oom_score_adj(&self, score: i32) -> io::Result<()> {
+        let opened = fs_err::OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/{}/oom_score_adj", self.identity.pid));
+        // Had the pid been given to another process before, that one's start time is read now.
+        let written = opened.and_then(|mut file| match Identity::read(self.identity.pid)? {
+            now if now == self.identity => write!(file, "{score}"),
+            _ => Ok(()),
+        });
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            written => written,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A VMM process as the daemon holds it: who it is, how it ended, and the means to kill it.
+//! A VMM process as the daemon holds it: who it is, how it ended, and the means to kill it and to weigh it.
 //!
 //! [`Process`] is a handle to be cloned; what watches the process belongs to the launcher. [`Identity`] is what is kept in
 //! `process.json` so that a later daemon finds the same process, and never another one that was given the same pid.
@@ -39,13 +39,20 @@ impl fmt::Display for MachineExit {
     }
 }
 
-/// Ends a VMM process at once, whatever it does.
-pub trait Kill: Send + Sync + fmt::Debug {
-    /// As SIGKILL: no answer is needed, and a process that has ended already is fine.
+/// What can be done to a VMM process from outside, whatever it does.
+pub trait ProcessControl: Send + Sync + fmt::Debug {
+    /// Ends it at once, as SIGKILL: no answer is needed, and a process that has ended already is fine.
     ///
     /// # Errors
     /// When the operating system refuses.
     fn kill(&self) -> io::Result<()>;
+
+    /// How soon the host's out-of-memory killer takes it: -1000 (never) to 1000 (first), proc_pid_oom_score_adj(5). A process
+    /// that has ended already is fine.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    fn set_oom_score_adj(&self, score: i32) -> io::Result<()>;
 }
 
 /// A VMM process that runs or has run.
@@ -53,14 +60,14 @@ pub trait Kill: Send + Sync + fmt::Debug {
 pub struct Process {
     pid: u32,
     exit: watch::Receiver<Option<MachineExit>>,
-    killer: Arc<dyn Kill>,
+    control: Arc<dyn ProcessControl>,
 }
 
 impl Process {
     /// A process whose end is announced through `exit`.
     #[must_use]
-    pub fn new(pid: u32, exit: watch::Receiver<Option<MachineExit>>, killer: Arc<dyn Kill>) -> Self {
-        Self { pid, exit, killer }
+    pub fn new(pid: u32, exit: watch::Receiver<Option<MachineExit>>, control: Arc<dyn ProcessControl>) -> Self {
+        Self { pid, exit, control }
     }
 
     /// Its process id; for people, never to signal it by.
@@ -91,7 +98,15 @@ impl Process {
     /// # Errors
     /// When the operating system refuses.
     pub fn kill(&self) -> io::Result<()> {
-        self.killer.kill()
+        self.control.kill()
+    }
+
+    /// See [`ProcessControl::set_oom_score_adj`].
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn set_oom_score_adj(&self, score: i32) -> io::Result<()> {
+        self.control.set_oom_score_adj(score)
     }
 }
 
@@ -211,8 +226,12 @@ mod tests {
     async fn the_end_is_seen_by_every_handle_before_and_after() {
         #[derive(Debug)]
         struct Nothing;
-        impl Kill for Nothing {
+        impl ProcessControl for Nothing {
             fn kill(&self) -> io::Result<()> {
+                Ok(())
+            }
+
+            fn set_oom_score_adj(&self, _: i32) -> io::Result<()> {
                 Ok(())
             }
         }

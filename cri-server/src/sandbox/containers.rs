@@ -188,7 +188,10 @@ impl Driver {
         self.containers
             .insert(id.clone(), Container::new(record, request));
         match self.make(&id, plan, &image).await {
-            Ok(()) => Ok(id),
+            Ok(()) => {
+                self.weigh_for_oom_killer();
+                Ok(id)
+            }
             Err(error) => {
                 let error = match &self.live {
                     Some(live) => live.cause(&self.plan, error).await,
@@ -470,6 +473,7 @@ impl Driver {
         self.containers.remove(id);
         self.release_volumes().await;
         self.give_room_back().await;
+        self.weigh_for_oom_killer();
         Ok(())
     }
 

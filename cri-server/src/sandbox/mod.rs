@@ -2,7 +2,7 @@
 //!
 //! `state` decides (pure, with the diagram), `driver` is the owner task with one input enum, `start` and `stop` tell the two
 //! stories (`awake` is the guest's part of the first), `containers` carries out what is asked of containers, `resize` changes
-//! limits (`room` decides, `grow` makes the Machine larger), `ledger` gives back what a sandbox holds of the host.
+//! limits (`room` decides, `grow` makes the Machine larger, `oom` says who goes first), `ledger` gives back what a sandbox holds of the host.
 //! Others see a sandbox through its `handle` (mailbox) and its `view` (snapshot). `node` is what all sandboxes share, `run`
 //! makes a new one, `recover` an old one; `launch` says what a VMM is started with, `make_template` makes what pods go on from.
 //! What is kept over a restart is in `crate::store`.
@@ -23,6 +23,7 @@ mod ledger;
 mod live;
 mod make_template;
 mod node;
+mod oom;
 mod plan;
 mod quantity;
 mod recover;

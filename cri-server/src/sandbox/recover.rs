@@ -83,6 +83,7 @@ async fn take_over(driver: &mut Driver) {
                 }
             }
             driver.adopt(live);
+            driver.weigh_for_oom_killer();
             driver.resume_logs();
             if let Err(why) = driver.recover_volumes().await {
                 driver.end_useless_machine(&why).await;

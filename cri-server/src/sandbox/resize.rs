@@ -59,6 +59,7 @@ impl Driver {
         let container = self.container_mut(id)?;
         container.record.shown = Some(wanted.shown(&actual));
         container.record.updated = Some(wanted);
+        self.weigh_for_oom_killer();
         self.put_container(id).await
     }
 

@@ -129,6 +129,35 @@ async fn an_oom_score_goes_to_the_processes_and_to_later_commands() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_machine_is_as_well_protected_as_the_best_protected_of_its_containers() {
+    let mut node = TestNode::start().await;
+    let pod = node.run_pod("web").await.unwrap();
+    let score = |score| Limits {
+        oom_score_adj: score,
+        ..Limits::default()
+    };
+    let machine = node.host.machine(&pod).unwrap();
+    let first = with_limits(&node, &pod, score(985)).await;
+    assert_eq!(machine.oom_score_adj(), 985);
+    let mut config = node.container_config("d", &["sleep", "infinity"]);
+    config.linux = Some(cri::LinuxContainerConfig {
+        resources: Some(score(500)),
+        security_context: None,
+    });
+    let second = node.create(&pod, config).await.unwrap();
+    assert_eq!(machine.oom_score_adj(), 500);
+    update(&node, &second, score(-997)).await.unwrap();
+    assert_eq!(machine.oom_score_adj(), -997);
+    node.kill_daemon().await;
+    update(&node, &second, cpu(10_000, 0)).await.unwrap();
+    assert_eq!(machine.oom_score_adj(), -997);
+    for (removed, score) in [(&second, 985), (&first, 985)] {
+        node.remove_container(removed).await.unwrap();
+        assert_eq!(machine.oom_score_adj(), score);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_machine_has_not_is_refused_by_field_and_nothing_changes() {
     let node = TestNode::start_with(|config| {
         config.machine.memory_max_mib = Some(0);

@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI32, Ordering},
     },
     time::Duration,
 };
@@ -31,7 +31,7 @@ use tokio::{
 use super::{FaultPoint, Injected, Shared, agent::FakeAgent, forward, lock, relay::relay, stdio};
 use crate::{
     guest::ready::PROTOCOL_VERSION,
-    machine::{Kill, LaunchSpec, Layout, MachineExit, Process, ShimSpec},
+    machine::{ProcessControl, LaunchSpec, Layout, MachineExit, Process, ShimSpec},
     sys::unix_socket,
 };
 
@@ -52,6 +52,7 @@ pub struct FakeMachine {
     paused: AtomicBool,
     /// Its guest accepts nothing.
     mute: AtomicBool,
+    oom_score_adj: AtomicI32,
     bus: Mutex<Bus>,
     console: Mutex<String>,
     timeline: Mutex<Timeline>,
@@ -69,12 +70,19 @@ struct Bus {
 }
 
 #[derive(Debug)]
-struct Killer(Weak<FakeMachine>);
+struct Control(Weak<FakeMachine>);
 
-impl Kill for Killer {
+impl ProcessControl for Control {
     fn kill(&self) -> io::Result<()> {
         if let Some(machine) = self.0.upgrade() {
             machine.kill(MachineExit::Signalled(libc::SIGKILL));
+        }
+        Ok(())
+    }
+
+    fn set_oom_score_adj(&self, score: i32) -> io::Result<()> {
+        if let Some(machine) = self.0.upgrade() {
+            machine.oom_score_adj.store(score, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -120,6 +128,7 @@ impl FakeMachine {
             stalled: watch::Sender::new(false),
             paused: AtomicBool::new(false),
             mute: AtomicBool::new(false),
+            oom_score_adj: AtomicI32::new(0),
             bus: Mutex::default(),
             console: Mutex::new("fake kernel\n".to_owned()),
             timeline: Mutex::default(),
@@ -185,13 +194,19 @@ impl FakeMachine {
         lock(&self.bus).memory.map(|memory| memory.plugged_mib)
     }
 
+    /// What the host's out-of-memory killer would go by; 0 until it is set.
+    #[must_use]
+    pub fn oom_score_adj(&self) -> i32 {
+        self.oom_score_adj.load(Ordering::Relaxed)
+    }
+
     /// A handle as the daemon gets it.
     #[must_use]
     pub fn process(&self) -> Process {
         Process::new(
             self.pid,
             self.exit.subscribe(),
-            Arc::new(Killer(self.this.clone())),
+            Arc::new(Control(self.this.clone())),
         )
     }
 

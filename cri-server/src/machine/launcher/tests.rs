@@ -108,6 +108,18 @@ async fn the_vmm_gets_its_directory_a_session_and_only_the_wanted_descriptors() 
 }
 
 #[tokio::test]
+async fn the_out_of_memory_killers_score_is_the_processes_until_it_has_ended() {
+    let fixture = fixture("sleep 1000");
+    let process = fixture.launcher.launch(fixture.spec()).await.unwrap();
+    let score = format!("/proc/{}/oom_score_adj", process.pid());
+    process.set_oom_score_adj(985).unwrap();
+    assert_eq!(fs_err::read_to_string(score).unwrap().trim(), "985");
+    process.kill().unwrap();
+    process.exited().await;
+    process.set_oom_score_adj(500).unwrap();
+}
+
+#[tokio::test]
 async fn a_configuration_that_names_a_missing_descriptor_starts_nothing() {
     let fixture = fixture("exit 0");
     let mut spec = fixture.spec();

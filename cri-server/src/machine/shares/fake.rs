@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::{ShareError, Shares, View};
-use crate::machine::{Kill, Layout, MachineExit, Process};
+use crate::machine::{ProcessControl, Layout, MachineExit, Process};
 
 /// Remembers what is shared. Clones are the same host: they outlive a daemon.
 #[derive(Debug, Clone, Default)]
@@ -40,13 +40,17 @@ struct Server {
     _socket: UnixStream,
 }
 
-impl Kill for Server {
+impl ProcessControl for Server {
     fn kill(&self) -> io::Result<()> {
         self.exit.send_if_modified(|exit| {
             let first = exit.is_none();
             exit.get_or_insert(MachineExit::Signalled(libc::SIGKILL));
             first
         });
+        Ok(())
+    }
+
+    fn set_oom_score_adj(&self, _: i32) -> io::Result<()> {
         Ok(())
     }
 }
