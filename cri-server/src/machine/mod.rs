@@ -20,6 +20,6 @@ pub use cgroup::{CgroupError, CgroupLimits, MachineCgroup};
 pub use control::{ControlClient, ControlError};
 pub use launcher::{AdoptError, LaunchError, LaunchSpec, Launcher, ShimSpec, VmmLauncher};
 pub use layout::{Layout, LayoutError};
-pub use process::{ProcessControl, MachineExit, Process};
+pub use process::{MachineExit, Process, ProcessControl};
 pub use scratch::{ScratchError, ScratchTemplate};
 pub use shares::{Propagation, ShareError, Shares, View, Virtiofsd};

@@ -15,7 +15,7 @@ use rustix::process::{
 };
 use tokio::{io::unix::AsyncFd, sync::watch, task::JoinSet};
 
-use super::process::{Identity, ProcessControl, MachineExit, Process};
+use super::process::{Identity, MachineExit, Process, ProcessControl};
 use crate::sys::readiness;
 
 /// The tasks that wait for processes; they end with this value.

@@ -66,7 +66,11 @@ pub struct Process {
 impl Process {
     /// A process whose end is announced through `exit`.
     #[must_use]
-    pub fn new(pid: u32, exit: watch::Receiver<Option<MachineExit>>, control: Arc<dyn ProcessControl>) -> Self {
+    pub fn new(
+        pid: u32,
+        exit: watch::Receiver<Option<MachineExit>>,
+        control: Arc<dyn ProcessControl>,
+    ) -> Self {
         Self { pid, exit, control }
     }
 

@@ -5,16 +5,16 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use proto::cri::v1 as cri;
-use tokio::{sync::broadcast, time::Instant};
+use tokio::sync::broadcast;
 
 use super::{
     driver::Driver,
     error::{RequestError, chain},
-    handle::Reply,
     live::Live,
     node::new_id,
     room::Room,
     state::Input,
+    stop_container::KILL_PATIENCE,
     view::ContainerView,
     volumes::VolumeUse,
 };
@@ -36,8 +36,6 @@ use crate::{
     store::ContainerRecord,
 };
 
-/// For a container to end after SIGKILL.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// To learn whether the guest knows a container that does not end.
 const GLANCE: Duration = Duration::from_millis(200);
 /// containerd's code for a container that could not be started for another reason than its command.
@@ -50,21 +48,6 @@ pub(crate) struct Container {
     request: Arc<cri::CreateContainerRequest>,
     /// Until its output is complete, or its Machine is gone.
     pub(super) log: Option<ContainerLog>,
-}
-
-/// A container that was told to stop.
-#[derive(Debug)]
-pub(crate) struct Stopping {
-    /// When its grace is over, or, after the kill, the patience with it.
-    deadline: Instant,
-    killed: bool,
-    replies: Vec<Reply<()>>,
-}
-
-impl Stopping {
-    pub(super) fn deadline(&self) -> Instant {
-        self.deadline
-    }
 }
 
 impl Container {
@@ -126,7 +109,7 @@ impl Container {
         self.record.updated.clone().unwrap_or_else(asked)
     }
 
-    fn process(&self) -> ProcessId {
+    pub(super) fn process(&self) -> ProcessId {
         ProcessId {
             container_id: self.record.id.clone(),
             exec_id: None,
@@ -350,100 +333,6 @@ impl Driver {
             self.mark_exited(id, exited).await;
         }
         Err(RequestError::guest(format!("start container {id}"))(error))
-    }
-
-    /// StopContainer: the answer comes when the container has ended, which this does not wait for.
-    pub(super) async fn stop_container(&mut self, id: &str, grace: Duration, reply: Reply<()>) {
-        match self.begin_stop(id, grace).await {
-            Ok(true) => {}
-            Ok(false) => {
-                drop(reply.send(Ok(())));
-                return;
-            }
-            Err(error) => {
-                drop(reply.send(Err(error)));
-                return;
-            }
-        }
-        if let Some(stopping) = self.stopping.get_mut(id) {
-            stopping.replies.push(reply);
-        }
-    }
-
-    /// Whether there is an end to wait for.
-    async fn begin_stop(&mut self, id: &str, grace: Duration) -> Result<bool, RequestError> {
-        if !self.containers.contains_key(id) {
-            return Ok(false);
-        }
-        if self.check(id, Ask::Stop, "stop")? == Answer::Nothing || self.live.is_none() {
-            return Ok(false);
-        }
-        let now = Instant::now();
-        // A grace that is too long to add is none that ends.
-        let deadline = now
-            .checked_add(grace)
-            .unwrap_or_else(|| now + Duration::from_secs(u64::from(u32::MAX)));
-        if let Some(stopping) = self.stopping.get_mut(id) {
-            // It was told already; a second request may be in more of a hurry.
-            if !stopping.killed {
-                stopping.deadline = stopping.deadline.min(deadline);
-            }
-            return Ok(true);
-        }
-        if !grace.is_zero() {
-            let signal = self.container(id)?.record.stop_signal;
-            self.signal(id, signal, false).await?;
-        }
-        let stopping = Stopping {
-            deadline,
-            killed: false,
-            replies: Vec::new(),
-        };
-        self.stopping.insert(id.to_owned(), stopping);
-        Ok(true)
-    }
-
-    /// A process that has ended meanwhile is as good as signalled: its end is on the way.
-    async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<(), RequestError> {
-        use proto::agent::v1::ErrorCode;
-        let process = self.container(id)?.process();
-        match self.live()?.guest.signal(&process, signal, all).await {
-            Err(error) if error.code() == Some(ErrorCode::WrongState) => Ok(()),
-            result => result.map_err(RequestError::guest(format!(
-                "send signal {signal} to container {id}"
-            ))),
-        }
-    }
-
-    /// Kills what had its grace, gives up on what survives SIGKILL.
-    pub(super) async fn deadlines_passed(&mut self) {
-        let now = Instant::now();
-        let due: Vec<String> = self
-            .stopping
-            .iter()
-            .filter(|(_, stopping)| stopping.deadline <= now)
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in due {
-            let Some(mut stopping) = self.stopping.remove(&id) else {
-                continue;
-            };
-            if stopping.killed {
-                for reply in stopping.replies {
-                    drop(reply.send(Err(RequestError::TimedOut {
-                        what: format!("container {id}, killed,"),
-                        seconds: KILL_PATIENCE.as_secs(),
-                    })));
-                }
-                continue;
-            }
-            if let Err(error) = self.signal(&id, signal::KILL, true).await {
-                tracing::warn!(container = id, error = chain(&error), "could not be killed");
-            }
-            stopping.killed = true;
-            stopping.deadline = Instant::now() + KILL_PATIENCE;
-            self.stopping.insert(id, stopping);
-        }
     }
 
     /// RemoveContainer.

@@ -15,13 +15,14 @@ use tokio::{
 
 use super::{
     awake::told,
-    containers::{Container, Stopping},
+    containers::Container,
     error::{RequestError, chain},
     handle::{Reply, Request, SandboxHandle, SandboxName},
     live::Live,
     node::Node,
     plan::SandboxPlan,
     state::{Input as StateInput, Step, decide},
+    stop_container::Stopping,
     view::SandboxView,
 };
 use crate::{

@@ -105,6 +105,25 @@ async fn a_guest_that_does_not_answer_is_stopped_and_removed_all_the_same() {
     node.assert_nothing_is_left();
 }
 
+/// The agent has ten seconds for each of three answers, and the kill as long to be seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_whose_guest_does_not_answer_ends_with_its_machine() {
+    let node = TestNode::start().await;
+    let pod = node.run_pod("web").await.unwrap();
+    let container = node.run_container(&pod, "c", &["sleep", "infinity"]).await;
+    node.host.machine(&pod).unwrap().stall(true);
+    node.stop_container(&container, 1).await.unwrap();
+    assert_eq!(
+        node.pod_state(&pod).await,
+        cri::PodSandboxState::SandboxNotready
+    );
+    let ended = node.ended(&container).await;
+    assert!(ended.message.contains("does not answer"), "{}", ended.message);
+    assert_eq!(ended.exit_code, 137);
+    node.remove_pod(&pod).await.unwrap();
+    node.assert_nothing_is_left();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_cannot_be_executed_is_an_end_with_a_reason() {
     let node = TestNode::start().await;

@@ -31,7 +31,7 @@ use tokio::{
 use super::{FaultPoint, Injected, Shared, agent::FakeAgent, forward, lock, relay::relay, stdio};
 use crate::{
     guest::ready::PROTOCOL_VERSION,
-    machine::{ProcessControl, LaunchSpec, Layout, MachineExit, Process, ShimSpec},
+    machine::{LaunchSpec, Layout, MachineExit, Process, ProcessControl, ShimSpec},
     sys::unix_socket,
 };
 

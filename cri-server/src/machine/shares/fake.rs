@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::{ShareError, Shares, View};
-use crate::machine::{ProcessControl, Layout, MachineExit, Process};
+use crate::machine::{Layout, MachineExit, Process, ProcessControl};
 
 /// Remembers what is shared. Clones are the same host: they outlive a daemon.
 #[derive(Debug, Clone, Default)]
