@@ -7,7 +7,8 @@
 //! | 0xCF8 - 0xCFF | PCI configuration mechanism #1                     |
 //! | 0x20, 0x40 .. | KVM (interrupt controllers, timer)                 |
 //!
-//! Everything else reads as all ones, and memory likewise where no BAR is decoded.
+//! Doorbells are at ports that the guest chooses; KVM hears them, and here arrives what it does not. Everything else reads as all
+//! ones, and memory likewise where no BAR is decoded.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -78,7 +79,7 @@ impl Bus {
             FIRST_PORT..=LAST_PORT => self.pci_in_order(|pci| pci.write_port(port, data)),
             serial::FIRST_PORT..=serial::LAST_PORT => self.serial().write(port - serial::FIRST_PORT, data),
             _ if I8042::resets(port, data) => self.mailbox.send(Message::GuestEnded(GuestEnd::Reset)),
-            _ => return false,
+            _ => return self.pci().write_decoded_port(port, data),
         }
         true
     }

@@ -111,7 +111,8 @@ impl MachineModel {
                 .write_port(0xCF8, &(1 << 31 | address & 0x7FF).to_le_bytes()),
             3 => drop(self.pci.write_memory(place, data)),
             4 => drop(self.pci.read_memory(place, &mut buffer)),
-            5 => drop(self.pci.write_memory(u64::from(address), data)),
+            5 if address & 1 == 0 => drop(self.pci.write_memory(u64::from(address), data)),
+            5 => drop(self.pci.write_decoded_port((address >> 1) as u16, data)),
             6 => self.deliver_mail(),
             _ => drop(self.events.run_with_timeout(0)),
         }

@@ -11,6 +11,7 @@ use std::{
 use clap::ValueEnum;
 use proto::machine::{CONFIG_VERSION, Console, FileSource, MachineConfig, Vcpus, Vsock};
 
+use super::speed;
 use crate::{
     config::Config,
     guest::ReadyListener,
@@ -37,13 +38,13 @@ pub enum Part {
 
 /// What was found.
 #[derive(Debug)]
-struct Finding {
-    name: &'static str,
-    result: Result<String, Problem>,
+pub(super) struct Finding {
+    pub(super) name: &'static str,
+    pub(super) result: Result<String, Problem>,
 }
 
 #[derive(Debug)]
-struct Problem {
+pub(super) struct Problem {
     what: String,
     remedy: String,
 }
@@ -67,8 +68,11 @@ pub(super) async fn run(
         }
         let findings = match candidate {
             Part::Files => files(config),
-            Part::Kvm => vec![kvm(config, Duration::from_secs(deadline)).await, huge_pages()],
-            Part::Cgroup => vec![cgroup(config)],
+            Part::Kvm => vec![
+                kvm(config, Duration::from_secs(deadline)).await,
+                speed::huge_pages(),
+            ],
+            Part::Cgroup => vec![cgroup(config), speed::cgroup_changes()],
             Part::Network => network(config),
             Part::Disk => disk(config).await,
         };
@@ -278,29 +282,6 @@ async fn kvm(config: &Config, deadline: Duration) -> Finding {
     Finding { name: "kvm", result }
 }
 
-/// Whether guest memory gets them. It works without, more slowly.
-fn huge_pages() -> Finding {
-    const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-    let setting = fs_err::read_to_string(SETTING).unwrap_or_default();
-    let detail = match chosen(&setting) {
-        Some("always" | "within_size" | "advise" | "force") => "guests get them".to_owned(),
-        chosen => format!(
-            "guests boot without, which takes longer: write advise to {SETTING} (it says {})",
-            chosen.unwrap_or("nothing")
-        ),
-    };
-    Finding {
-        name: "huge pages",
-        result: Ok(detail),
-    }
-}
-
-/// The word in brackets among the words of a setting.
-fn chosen(setting: &str) -> Option<&str> {
-    let (_, rest) = setting.split_once('[')?;
-    Some(rest.split_once(']')?.0)
-}
-
 /// Boots the guest kernel with nothing but a vsock device, and waits for its agent.
 async fn boot(config: &Config, deadline: Duration) -> Result<String, String> {
     let id = new_id().map_err(|error| chain(&error))?;
@@ -385,15 +366,5 @@ mod tests {
             "{text}"
         );
         assert_eq!(text.matches("remedy:").count(), 4, "{text}");
-    }
-
-    #[test]
-    fn the_chosen_word_of_a_setting_is_in_brackets() {
-        assert_eq!(
-            chosen("always within_size [advise] never deny force\n"),
-            Some("advise")
-        );
-        assert_eq!(chosen("always"), None);
-        assert_eq!(chosen("[half"), None);
     }
 }

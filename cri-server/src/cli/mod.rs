@@ -7,6 +7,7 @@ mod console;
 mod gc;
 mod pods;
 mod serve;
+mod speed;
 mod templates;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};

@@ -113,10 +113,7 @@ async fn a_container_whose_guest_does_not_answer_ends_with_its_machine() {
     let container = node.run_container(&pod, "c", &["sleep", "infinity"]).await;
     node.host.machine(&pod).unwrap().stall(true);
     node.stop_container(&container, 1).await.unwrap();
-    assert_eq!(
-        node.pod_state(&pod).await,
-        cri::PodSandboxState::SandboxNotready
-    );
+    assert_eq!(node.pod_state(&pod).await, cri::PodSandboxState::SandboxNotready);
     let ended = node.ended(&container).await;
     assert!(ended.message.contains("does not answer"), "{}", ended.message);
     assert_eq!(ended.exit_code, 137);

@@ -2,7 +2,7 @@
 //! (`ready`).
 
 mod exits;
-mod memory;
+pub(crate) mod memory;
 mod ready;
 
 use std::{

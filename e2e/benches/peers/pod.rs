@@ -9,7 +9,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use e2e::{Cri, Figures, PodSpec};
 use serde_json::Value;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, block_in_place};
+
+use crate::alone::memory::forget_earlier_guests;
 
 /// A runtime as a client sees it.
 #[derive(Debug, Clone)]
@@ -55,6 +57,7 @@ impl Peer {
     ) -> Result<()> {
         let pod = self.pod(name);
         fs_err::create_dir_all(&pod.config.log_directory)?;
+        block_in_place(forget_earlier_guests)?;
         let before = processes()?;
         let began = Instant::now();
         let sandbox = self.cri.run_pod_with(&pod, self.handler).await?;

@@ -64,4 +64,8 @@ impl Function for MachineFunction {
     fn write_bar(&mut self, offset: u32, data: &[u8]) {
         self.function().write_bar(offset, data);
     }
+
+    fn write_ports(&mut self, offset: u32, data: &[u8]) {
+        self.function().write_ports(offset, data);
+    }
 }

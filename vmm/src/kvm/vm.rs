@@ -206,15 +206,15 @@ impl MessageSink for Vm {
 }
 
 impl DoorbellWiring for Vm {
-    fn connect(&self, event: &EventFd, address: u64) -> io::Result<()> {
-        let address = IoEventAddress::Mmio(address);
+    fn connect(&self, event: &EventFd, port: u16) -> io::Result<()> {
+        let address = IoEventAddress::Pio(port.into());
         self.fd
             .register_ioevent(event, &address, NoDatamatch)
             .map_err(io::Error::from)
     }
 
-    fn disconnect(&self, event: &EventFd, address: u64) -> io::Result<()> {
-        let address = IoEventAddress::Mmio(address);
+    fn disconnect(&self, event: &EventFd, port: u16) -> io::Result<()> {
+        let address = IoEventAddress::Pio(port.into());
         self.fd
             .unregister_ioevent(event, &address, NoDatamatch)
             .map_err(io::Error::from)

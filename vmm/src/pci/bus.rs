@@ -17,18 +17,24 @@ pub(crate) const FIRST_PORT: u16 = 0xCF8;
 pub(crate) const LAST_PORT: u16 = 0xCFF;
 /// How many of them are the address register.
 pub(crate) const ADDRESS_PORTS: u32 = 4;
-/// What every BAR of ours is at most, and how far apart functions are preset.
+/// What every BAR of ours in memory is at most, and how far apart functions are preset.
 pub(crate) const BAR_SPACING: u32 = 0x8000;
+/// Likewise of ports. Linux moves those of functions that come later to where bits 8 and 9 are zero: sixty places of 256 ports.
+pub(crate) const PORT_SPACING: u16 = 32;
+/// Below are the ports of the old chips.
+const FIRST_PRESET_PORT: u16 = 0x1000;
 
 const ADDRESS_ENABLE: u32 = 1 << 31;
 
-/// Something with a configuration space and one BAR, number 0. Called on vCPU threads, under the bus's lock.
+/// Something with a configuration space, a BAR of memory, number 0, and perhaps one of ports, number 1, which read as all ones.
+/// Called on vCPU threads, under the bus's lock.
 pub(crate) trait Function: Send + fmt::Debug {
     fn config(&self) -> &ConfigSpace;
     fn read_config(&mut self, offset: usize, data: &mut [u8]);
     fn write_config(&mut self, offset: usize, data: &[u8]);
     fn read_bar(&mut self, offset: u32, data: &mut [u8]);
     fn write_bar(&mut self, offset: u32, data: &[u8]);
+    fn write_ports(&mut self, _offset: u32, _data: &[u8]) {}
 }
 
 /// A function's number on bus 0, shown as "0000:00:05.0".
@@ -39,6 +45,11 @@ impl Slot {
     /// Where the function's BAR is before the guest moves it.
     pub(crate) fn preset_bar(self) -> u32 {
         layout::PCI_HOLE as u32 + u32::from(self.0) * BAR_SPACING
+    }
+
+    /// Likewise of ports.
+    pub(crate) fn preset_ports(self) -> u16 {
+        FIRST_PRESET_PORT + u16::from(self.0) * PORT_SPACING
     }
 }
 
@@ -143,7 +154,7 @@ impl<F: Function> PciBus<F> {
 
     /// A guest reads memory that no RAM answers. False: nobody decodes it.
     pub(crate) fn read_memory(&mut self, address: u64, data: &mut [u8]) -> bool {
-        let Some((function, offset)) = self.decoding(address, data.len()) else {
+        let Some((function, offset)) = self.decoding(0, address, data.len()) else {
             return false;
         };
         function.read_bar(offset, data);
@@ -152,10 +163,19 @@ impl<F: Function> PciBus<F> {
 
     /// A guest writes memory that no RAM answers. False: nobody decodes it.
     pub(crate) fn write_memory(&mut self, address: u64, data: &[u8]) -> bool {
-        let Some((function, offset)) = self.decoding(address, data.len()) else {
+        let Some((function, offset)) = self.decoding(0, address, data.len()) else {
             return false;
         };
         function.write_bar(offset, data);
+        true
+    }
+
+    /// A guest writes a port that nobody has for good. False: nobody decodes it.
+    pub(crate) fn write_decoded_port(&mut self, port: u16, data: &[u8]) -> bool {
+        let Some((function, offset)) = self.decoding(1, port.into(), data.len()) else {
+            return false;
+        };
+        function.write_ports(offset, data);
         true
     }
 
@@ -170,11 +190,11 @@ impl<F: Function> PciBus<F> {
     }
 
     /// Accesses that come here are set-up: doorbells are eventfds in KVM. So a walk over the functions is good enough.
-    fn decoding(&mut self, address: u64, length: usize) -> Option<(&mut F, u32)> {
+    fn decoding(&mut self, bar: usize, address: u64, length: usize) -> Option<(&mut F, u32)> {
         let address = u32::try_from(address).ok()?;
         let length = u32::try_from(length).ok()?;
         self.functions.values_mut().find_map(|function| {
-            let (base, size) = function.config().decoded(0)?;
+            let (base, size) = function.config().decoded(bar)?;
             let offset = address.checked_sub(base)?;
             (offset.checked_add(length)? <= size).then_some((function, offset))
         })

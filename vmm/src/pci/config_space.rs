@@ -1,7 +1,7 @@
 //! One function's PCI configuration space (PCI 3.0, chapter 6): 256 bytes, which bits a guest may write, base address
 //! registers, capabilities. Pure: what a write changes is reported, what follows from it is done elsewhere.
 //!
-//! Only what our functions need: type 0 header, 32-bit memory BARs, no I/O space, no ROM, no INTx pin.
+//! Only what our functions need: type 0 header, 32-bit memory BARs, BARs of ports, no ROM, no INTx pin.
 
 /// Size of the space that configuration mechanism #1 reaches.
 pub(crate) const SIZE: usize = 256;
@@ -13,6 +13,7 @@ const BARS: usize = 0x10;
 const CAPABILITIES_POINTER: usize = 0x34;
 const FIRST_CAPABILITY: usize = 0x40;
 
+const COMMAND_PORTS: u8 = 1;
 const COMMAND_MEMORY: u16 = 1 << 1;
 /// Memory space, bus master, INTx disable: the bits that mean something for us.
 const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | 1 << 2 | 1 << 10;
@@ -41,13 +42,29 @@ pub(crate) enum Written {
     Placement,
 }
 
+/// A base address register that exists.
+#[derive(Debug, Clone, Copy)]
+struct Bar {
+    space: Space,
+    /// Bytes; a power of two.
+    size: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Space {
+    Memory,
+    Ports,
+}
+
+/// Of the first two bits of a BAR, those that say that it is one of ports (6.2.5.1).
+const PORTS: u32 = 0b01;
+
 /// Configuration space of one function.
 #[derive(Debug)]
 pub(crate) struct ConfigSpace {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
-    /// Size in bytes of each BAR that exists; a power of two.
-    bars: [Option<u32>; 6],
+    bars: [Option<Bar>; 6],
     next_capability: usize,
     /// Where the pointer to the next capability goes.
     capability_link: usize,
@@ -81,10 +98,26 @@ impl ConfigSpace {
     pub(crate) fn add_bar(&mut self, index: usize, size: u32, address: u32) {
         debug_assert!(size.is_power_of_two() && size >= 16 && address.is_multiple_of(size));
         let offset = BARS + 4 * index;
-        self.bars[index] = Some(size);
+        let space = Space::Memory;
+        self.bars[index] = Some(Bar { space, size });
         self.put_u32(offset, address);
         // Bits below the size read as zero, which is how software finds the size (6.2.5.1).
         self.writable[offset..offset + 4].copy_from_slice(&(!(size - 1)).to_le_bytes());
+    }
+
+    /// Adds a BAR of `size` ports (a power of two, 4 to 256) at `port`.
+    pub(crate) fn add_ports(&mut self, index: usize, size: u16, port: u16) {
+        debug_assert!(size.is_power_of_two() && (4..=256).contains(&size) && port.is_multiple_of(size));
+        let offset = BARS + 4 * index;
+        let space = Space::Ports;
+        self.bars[index] = Some(Bar {
+            space,
+            size: size.into(),
+        });
+        self.put_u32(offset, u32::from(port) | PORTS);
+        // There are no ports beyond 16 bits, so that the upper half is fixed (6.2.5.1).
+        self.writable[offset..offset + 2].copy_from_slice(&(!(size - 1)).to_le_bytes());
+        self.writable[COMMAND] |= COMMAND_PORTS;
     }
 
     /// Links a capability; `body` is what follows id and next pointer. Returns its offset.
@@ -130,13 +163,18 @@ impl ConfigSpace {
         }
     }
 
-    /// Where BAR `index` is decoded; `None` while it does not exist, memory decoding is off, or it would wrap.
+    /// Where BAR `index` is decoded, in its space; `None` while it does not exist, decoding is off, or it would wrap.
     pub(crate) fn decoded(&self, index: usize) -> Option<(u32, u32)> {
-        let size = self.bars[index]?;
+        let Bar { space, size } = self.bars[index]?;
         let address = self.u32_at(BARS + 4 * index);
-        let decoding = self.u16_at(COMMAND) & COMMAND_MEMORY != 0;
+        let (address, switch, end) = match space {
+            Space::Memory => (address, COMMAND_MEMORY, u32::MAX),
+            Space::Ports => (address & !PORTS, COMMAND_PORTS.into(), u16::MAX.into()),
+        };
+        let decoding = self.u16_at(COMMAND) & switch != 0;
         // All ones, less the bits of the size, is what sizing leaves there: not an address.
-        (decoding && address.checked_add(size).is_some()).then_some((address, size))
+        let fits = address.checked_add(size).is_some_and(|above| above <= end);
+        (decoding && fits).then_some((address, size))
     }
 
     /// All of it, for a snapshot.
@@ -248,6 +286,23 @@ mod tests {
             "the value that sizing leaves is no address"
         );
         assert_eq!(space.write(4, &[0x00, 0]), Written::Registers);
+    }
+
+    #[test]
+    fn ports_are_told_from_memory_sized_and_decoded_by_a_switch_of_their_own() {
+        let mut space = space();
+        space.add_ports(1, 32, 0x1040);
+        assert_eq!(read_u32(&space, 0x14), 0x1041);
+        assert_eq!(space.write(0x14, &[0xFF; 4]), Written::Registers);
+        assert_eq!(read_u32(&space, 0x14), 0xFFE1);
+        space.write(0x14, &0x2000_u32.to_le_bytes());
+        assert_eq!(space.write(4, &[0x02, 0]), Written::Placement);
+        assert_eq!(space.decoded(1), None);
+        assert_eq!(space.write(4, &[0x03, 0]), Written::Placement);
+        assert_eq!(space.decoded(1), Some((0x2000, 32)));
+        assert_eq!(space.write(0x14, &[0xFF; 4]), Written::Placement);
+        assert_eq!(space.decoded(1), None, "the value that sizing leaves is no port");
+        assert_eq!(space.decoded(0), Some((0xC000_8000, 0x8000)));
     }
 
     #[test]

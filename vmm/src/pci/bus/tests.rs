@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::pci::config_space::Identity;
 
-/// A function with a BAR of scratch memory.
+/// A function with a BAR of scratch memory, whose ports write to its beginning.
 #[derive(Debug)]
 struct Scratch {
     config: ConfigSpace,
@@ -24,6 +24,7 @@ impl Scratch {
         };
         let mut config = ConfigSpace::new(identity);
         config.add_bar(0, BAR_SPACING, slot.preset_bar());
+        config.add_ports(1, PORT_SPACING, slot.preset_ports());
         Self {
             config,
             bytes: vec![0; BAR_SPACING as usize],
@@ -48,6 +49,9 @@ impl Function for Scratch {
     fn write_bar(&mut self, offset: u32, data: &[u8]) {
         let offset = offset as usize;
         self.bytes[offset..offset + data.len()].copy_from_slice(data);
+    }
+    fn write_ports(&mut self, offset: u32, data: &[u8]) {
+        self.write_bar(offset, data);
     }
 }
 
@@ -130,6 +134,22 @@ fn the_bus_holds_256_functions_and_reuses_the_lowest() {
     assert!(bus.remove(Slot(200)).is_some());
     assert_eq!(bus.free_slot().unwrap().to_string(), "0000:00:01.0");
     assert_eq!(read(&mut bus, 8, 0), 0xFFFF_FFFF);
+}
+
+#[test]
+fn a_port_reaches_the_function_that_decodes_it() {
+    let mut bus = bus(256);
+    assert!(!bus.write_decoded_port(0x1020, &[7]), "nobody decodes yet");
+    for slot in [0, 1, 255].map(Slot) {
+        bus.get_mut(slot).unwrap().write_config(4, &[1, 0]);
+    }
+    for (port, slot, offset) in [(0x101F, 0, 31), (0x1020, 1, 0), (0x2FE4, 255, 4)] {
+        assert!(bus.write_decoded_port(port, &[7]));
+        assert_eq!(bus.get_mut(Slot(slot)).unwrap().bytes[offset], 7);
+    }
+    for (port, data) in [(0x103F, &[7, 7][..]), (0x1040, &[7]), (0, &[7]), (0xFFFF, &[7])] {
+        assert!(!bus.write_decoded_port(port, data), "{port:#x}");
+    }
 }
 
 proptest! {

@@ -1,4 +1,5 @@
-//! The doorbells of one device: an eventfd per queue, wired into KVM at the address where the driver rings.
+//! The doorbells of one device: an eventfd per queue, wired into KVM at the port where the driver rings: of a write to
+//! memory KVM has to decode the instruction first.
 
 use std::fmt::Debug;
 use std::io;
@@ -6,28 +7,28 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Connects an eventfd to guest writes at an address (KVM's ioeventfd, or a test).
+/// Connects an eventfd to guest writes at a port (KVM's ioeventfd, or a test).
 pub(crate) trait DoorbellWiring: Send + Sync + Debug {
-    fn connect(&self, event: &EventFd, address: u64) -> io::Result<()>;
-    fn disconnect(&self, event: &EventFd, address: u64) -> io::Result<()>;
+    fn connect(&self, event: &EventFd, port: u16) -> io::Result<()>;
+    fn disconnect(&self, event: &EventFd, port: u16) -> io::Result<()>;
 }
 
 /// Doorbells of one device. Unwired when dropped.
 #[derive(Debug)]
 pub(crate) struct Doorbells {
     bells: Vec<Bell>,
-    stride: u32,
+    stride: u16,
     wiring: Arc<dyn DoorbellWiring>,
 }
 
 #[derive(Debug)]
 struct Bell {
     event: Arc<EventFd>,
-    wired_at: Option<u64>,
+    wired_at: Option<u16>,
 }
 
 impl Doorbells {
-    pub(crate) fn new(count: usize, stride: u32, wiring: Arc<dyn DoorbellWiring>) -> io::Result<Self> {
+    pub(crate) fn new(count: usize, stride: u16, wiring: Arc<dyn DoorbellWiring>) -> io::Result<Self> {
         let bell = || {
             Ok(Bell {
                 event: Arc::new(EventFd::new(EFD_NONBLOCK)?),
@@ -48,10 +49,10 @@ impl Doorbells {
     }
 
     /// Wires all bells from `base` on, or unwires them. A bell that cannot be wired still rings through `ring`.
-    pub(crate) fn place(&mut self, base: Option<u64>) {
-        for (index, bell) in self.bells.iter_mut().enumerate() {
-            let address = base.map(|base| base + u64::from(self.stride) * index as u64);
-            if bell.wired_at == address {
+    pub(crate) fn place(&mut self, base: Option<u16>) {
+        for (index, bell) in (0_u16..).zip(&mut self.bells) {
+            let port = base.and_then(|base| base.checked_add(self.stride.checked_mul(index)?));
+            if bell.wired_at == port {
                 continue;
             }
             if let Some(old) = bell.wired_at.take()
@@ -59,7 +60,7 @@ impl Doorbells {
             {
                 tracing::warn!(%error, "cannot take the doorbell at {old:#x} away");
             }
-            if let Some(new) = address {
+            if let Some(new) = port {
                 match self.wiring.connect(&bell.event, new) {
                     Ok(()) => bell.wired_at = Some(new),
                     Err(error) => tracing::warn!(%error, "cannot wire the doorbell at {new:#x}"),

@@ -1,10 +1,12 @@
 //! A virtio device as a PCI function (virtio 1.2, 4.1, modern only): its configuration space with the virtio
-//! capabilities, and BAR 0 with the registers. What the driver asks of the device goes to the event loop as a message.
+//! capabilities, BAR 0 with the registers, BAR 1 with the doorbells. What the driver asks of the device goes to the event loop as
+//! a message.
 //!
 //! ```text
-//! BAR 0   0x0000 common configuration      0x3000 doorbells, 4 bytes per queue (ioeventfds while the device lives)
-//!         0x1000 ISR status (always 0)     0x4000 MSI-X table
-//!         0x2000 device configuration      0x5000 MSI-X pending bits
+//! BAR 0   0x0000 common configuration      0x4000 MSI-X table
+//!         0x1000 ISR status (always 0)     0x5000 MSI-X pending bits
+//!         0x2000 device configuration
+//! BAR 1   doorbells: 4 ports per queue (ioeventfds while the device lives)
 //! ```
 
 pub(crate) mod capabilities;
@@ -21,7 +23,7 @@ use vm_memory::GuestMemoryBackend;
 use self::capabilities::AccessWindow;
 use self::doorbells::{DoorbellWiring, Doorbells};
 use self::registers::{Effect, Phase, Registers, SavedRegisters};
-use super::bus::{BAR_SPACING, Function, Slot};
+use super::bus::{BAR_SPACING, Function, PORT_SPACING, Slot};
 use super::config_space::{ConfigSpace, Identity, Written};
 use super::interrupt::{MessageSink, MsixInterrupts, VirtioInterrupt};
 use super::msix::{self, Msix};
@@ -34,12 +36,15 @@ pub(crate) type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
 const COMMON: u32 = 0x0000;
 const ISR: u32 = 0x1000;
 const DEVICE: u32 = 0x2000;
-const NOTIFY: u32 = 0x3000;
 const MSIX_TABLE: u32 = 0x4000;
 const MSIX_PENDING: u32 = 0x5000;
 const REGION: u32 = 0x1000;
 const BAR_SIZE: u32 = BAR_SPACING;
-const DOORBELL_STRIDE: u32 = 4;
+/// What the BARs have.
+const REGISTERS: u8 = 0;
+const DOORBELLS: u8 = 1;
+const DOORBELL_STRIDE: u16 = 4;
+const MOST_QUEUES: usize = (PORT_SPACING / DOORBELL_STRIDE) as usize;
 
 /// virtio 1.2, 4.1.2: vendor, and device ids from 0x1040 on.
 const VENDOR: u16 = 0x1AF4;
@@ -98,6 +103,7 @@ impl VirtioFunction {
                 device.queue_max_sizes().to_vec(),
             )
         };
+        debug_assert!(sizes.len() <= MOST_QUEUES);
         // One vector per queue and one for configuration changes.
         let vectors = sizes.len() as u16 + 1;
         let registers = Registers::new(features, &sizes, vectors, services.memory.clone())
@@ -120,7 +126,8 @@ impl VirtioFunction {
             // 4.1.2.1: 0x40 or higher for devices without a legacy interface.
             subsystem: 0x40,
         });
-        config.add_bar(0, BAR_SIZE, slot.preset_bar());
+        config.add_bar(REGISTERS.into(), BAR_SIZE, slot.preset_bar());
+        config.add_ports(DOORBELLS.into(), PORT_SPACING, slot.preset_ports());
         let window = capabilities::add(&mut config);
         let body = interrupts.table().capability(MSIX_TABLE, MSIX_PENDING);
         let msix_capability = config.add_capability(msix::CAPABILITY, &body);
@@ -239,16 +246,22 @@ impl VirtioFunction {
     /// several times, and each wiring waits for a grace period of KVM's.
     fn place_doorbells(&mut self) {
         let lives = matches!(self.registers.phase(), Phase::Starting | Phase::Live);
-        let bar = self.config.decoded(0).filter(|_| lives);
+        let ports = self.config.decoded(DOORBELLS.into()).filter(|_| lives);
         self.doorbells
-            .place(bar.map(|(base, _)| u64::from(base) + u64::from(NOTIFY)));
+            .place(ports.and_then(|(base, _)| u16::try_from(base).ok()));
     }
 
-    /// The pci-cfg window (4.1.4.9): the driver reaches BAR 0 through configuration space.
-    fn through_window(&mut self, offset: usize, length: usize) -> Option<(u32, usize)> {
-        self.window
-            .target(&self.config, offset, length)
-            .filter(|(at, size)| at + *size as u32 <= BAR_SIZE)
+    /// The pci-cfg window (4.1.4.9): the driver reaches BARs through configuration space.
+    fn through_window(&mut self, offset: usize, length: usize) -> Option<(u8, u32, usize)> {
+        let target = self.window.target(&self.config, offset, length);
+        target.filter(|(bar, at, size)| {
+            let end = at + *size as u32;
+            match *bar {
+                REGISTERS => end <= BAR_SIZE,
+                DOORBELLS => end <= PORT_SPACING.into(),
+                _ => false,
+            }
+        })
     }
 }
 
@@ -258,9 +271,12 @@ impl Function for VirtioFunction {
     }
 
     fn read_config(&mut self, offset: usize, data: &mut [u8]) {
-        if let Some((at, size)) = self.through_window(offset, data.len()) {
+        if let Some((bar, at, size)) = self.through_window(offset, data.len()) {
             let mut value = [0; 4];
-            self.read_bar(at, &mut value[..size]);
+            match bar {
+                REGISTERS => self.read_bar(at, &mut value[..size]),
+                _ => value[..size].fill(0xFF),
+            }
             self.window.store(&mut self.config, value);
         }
         self.config.read(offset, data);
@@ -277,9 +293,12 @@ impl Function for VirtioFunction {
             let released = self.interrupts.table().set_control(control);
             self.interrupts.send(released);
         }
-        if let Some((at, size)) = self.through_window(offset, data.len()) {
+        if let Some((bar, at, size)) = self.through_window(offset, data.len()) {
             let value = self.window.load(&self.config);
-            self.write_bar(at, &value[..size]);
+            match bar {
+                REGISTERS => self.write_bar(at, &value[..size]),
+                _ => self.write_ports(at, &value[..size]),
+            }
         }
     }
 
@@ -315,14 +334,18 @@ impl Function for VirtioFunction {
                 let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
                 device.write_config(within as u64, data);
             }
-            // Only when KVM did not take it: before the doorbells are wired, or through the pci-cfg window.
-            NOTIFY => self.doorbells.ring(within / DOORBELL_STRIDE as usize),
             MSIX_TABLE => {
                 let released = self.interrupts.table().write_table(within, data);
                 self.interrupts.send(released);
             }
             _ => {}
         }
+    }
+
+    /// Only when KVM did not take it: before the doorbells are wired, or through the pci-cfg window.
+    fn write_ports(&mut self, offset: u32, _data: &[u8]) {
+        self.doorbells
+            .ring((offset / u32::from(DOORBELL_STRIDE)) as usize);
     }
 }
 

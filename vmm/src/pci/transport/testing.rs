@@ -13,7 +13,7 @@ use crate::pci::msix::Message;
 #[derive(Debug, Default)]
 pub(crate) struct FakeKvm {
     pub(crate) sent: Mutex<Vec<Message>>,
-    pub(crate) wired: Mutex<Vec<u64>>,
+    pub(crate) wired: Mutex<Vec<u16>>,
 }
 
 impl MessageSink for FakeKvm {
@@ -23,16 +23,16 @@ impl MessageSink for FakeKvm {
 }
 
 impl DoorbellWiring for FakeKvm {
-    fn connect(&self, _: &EventFd, address: u64) -> io::Result<()> {
-        self.wired.lock().expect("no test panics with it").push(address);
+    fn connect(&self, _: &EventFd, port: u16) -> io::Result<()> {
+        self.wired.lock().expect("no test panics with it").push(port);
         Ok(())
     }
 
-    fn disconnect(&self, _: &EventFd, address: u64) -> io::Result<()> {
+    fn disconnect(&self, _: &EventFd, port: u16) -> io::Result<()> {
         let mut wired = self.wired.lock().expect("no test panics with it");
         let position = wired
             .iter()
-            .position(|at| *at == address)
+            .position(|at| *at == port)
             .ok_or(io::ErrorKind::NotFound)?;
         wired.remove(position);
         Ok(())

@@ -64,8 +64,9 @@ struct Bench {
     mail: Receiver<Message>,
 }
 
-const BAR: u32 = 0xC000_0000;
-const NOWHERE: [u64; 0] = [];
+/// Of the first function.
+const PORTS: u16 = 0x1000;
+const NOWHERE: [u16; 0] = [];
 
 impl Bench {
     fn new() -> Self {
@@ -101,7 +102,7 @@ impl Bench {
 
     /// MSI-X on, vector 0 for configuration and 1 for queue 0, both queues enabled, DRIVER_OK.
     fn start(&mut self) {
-        self.function.write_config(4, &[6, 0]);
+        self.function.write_config(4, &[7, 0]);
         let msix = self.function.msix_capability;
         self.function.write_config(msix + 2, &0x8000_u16.to_le_bytes());
         for vector in 0..3 {
@@ -134,7 +135,7 @@ impl Bench {
         self.write(0x14, 0xF, 1);
     }
 
-    fn wired(&self) -> Vec<u64> {
+    fn wired(&self) -> Vec<u16> {
         self.kvm.wired.lock().unwrap().clone()
     }
 }
@@ -167,7 +168,7 @@ fn linux_finds_all_structures() {
         (1, 0, COMMON, 0x38),
         (3, 0, ISR, 1),
         (4, 0, DEVICE, REGION),
-        (2, 0, NOTIFY, REGION),
+        (2, 1, 0, 32),
         (5, 0, 0, 0),
     ];
     assert_eq!(kinds, expected);
@@ -231,8 +232,7 @@ fn a_driver_starts_the_device_and_resets_it() {
     );
     let activation = bench.function.begin_activation().unwrap();
     bench.function.activated();
-    let base = u64::from(BAR + NOTIFY);
-    assert_eq!(bench.wired(), [base, base + 4]);
+    assert_eq!(bench.wired(), [PORTS, PORTS + 4]);
     activation.interrupt.signal_queue(0);
     activation.interrupt.signal_config();
     activation.interrupt.signal_queue(7);
@@ -252,16 +252,18 @@ fn a_driver_starts_the_device_and_resets_it() {
 }
 
 #[test]
-fn doorbells_follow_the_bar() {
+fn doorbells_follow_their_bar() {
     let mut bench = Bench::new();
     bench.start();
     bench.function.begin_activation().unwrap();
     bench.function.activated();
     bench.function.write_config(0x10, &0xD000_0000_u32.to_le_bytes());
-    assert_eq!(bench.wired(), [0xD000_3000, 0xD000_3004]);
-    bench.function.write_config(4, &[4, 0]);
-    assert_eq!(bench.wired(), NOWHERE, "decoding is off");
+    assert_eq!(bench.wired(), [PORTS, PORTS + 4]);
+    bench.function.write_config(0x14, &0x2400_u32.to_le_bytes());
+    assert_eq!(bench.wired(), [0x2400, 0x2404]);
     bench.function.write_config(4, &[6, 0]);
+    assert_eq!(bench.wired(), NOWHERE, "decoding is off");
+    bench.function.write_config(4, &[7, 0]);
     assert_eq!(bench.wired().len(), 2);
     let kvm = Arc::clone(&bench.kvm);
     drop(bench);
@@ -272,11 +274,11 @@ fn doorbells_follow_the_bar() {
 fn a_ring_before_the_wiring_is_not_lost() {
     let mut bench = Bench::new();
     bench.start();
-    bench.write(NOTIFY + 4, 1, 2);
+    bench.function.write_ports(4, &[1, 0]);
     let activation = bench.function.begin_activation().unwrap();
     assert_eq!(activation.queues[1].notify.read().unwrap(), 1);
     assert!(activation.queues[0].notify.read().is_err());
-    bench.write(NOTIFY + 8, 1, 2);
+    bench.function.write_ports(8, &[1, 0]);
 }
 
 #[test]
@@ -319,11 +321,38 @@ fn the_window_in_configuration_space_reaches_the_bar() {
     assert_eq!(data, [0x5A], "the generation is the device's");
 }
 
+#[test]
+fn the_window_in_configuration_space_reaches_the_doorbells() {
+    let mut bench = Bench::new();
+    bench.start();
+    let at = 0x40 + 16 * 3 + 20;
+    bench.function.write_config(at + 4, &[DOORBELLS]);
+    bench.function.write_config(at + 12, &2_u32.to_le_bytes());
+    for (offset, value) in [(4_u32, 0xFFFF), (32, 0), (0xFFFF_FFFE, 0)] {
+        bench.function.write_config(at + 16, &[0; 4]);
+        bench.function.write_config(at + 8, &offset.to_le_bytes());
+        assert_eq!(bench.config(at + 16), value, "{offset:#x}");
+    }
+    bench.function.begin_activation().unwrap();
+    bench.function.activated();
+    let rung = |bench: &Bench| {
+        let bells = bench.function.doorbells.events();
+        bells.iter().map(|bell| bell.read().is_ok()).collect::<Vec<_>>()
+    };
+    rung(&bench);
+    bench.function.write_config(at + 8, &4_u32.to_le_bytes());
+    bench.function.write_config(at + 16, &[1, 0]);
+    assert_eq!(rung(&bench), [false, true]);
+    bench.function.write_config(at + 4, &[2]);
+    bench.function.write_config(at + 16, &[1, 0]);
+    assert_eq!(rung(&bench), [false, false], "there is no such BAR");
+}
+
 proptest! {
     /// No access panics, and doorbells are wired only while the device is starting or live.
     #[test]
     fn hostile_accesses_do_no_harm(
-        accesses in prop::collection::vec((0_u8..5, any::<u32>(), prop::collection::vec(any::<u8>(), 1..9)), 0..200),
+        accesses in prop::collection::vec((0_u8..6, any::<u32>(), prop::collection::vec(any::<u8>(), 1..9)), 0..200),
         started in any::<bool>(),
     ) {
         let mut bench = Bench::new();
@@ -337,6 +366,7 @@ proptest! {
                 1 => bench.function.read_config((at % 256) as usize, &mut data),
                 2 => bench.function.write_bar(if at & 1 == 0 { offset % 0x40 } else { offset }, &data),
                 3 => bench.function.read_bar(offset, &mut data),
+                4 => bench.function.write_ports(offset % 64, &data),
                 _ => match bench.mail.try_recv() {
                     Ok(Message::ActivateDevice(_)) => {
                         let started = bench.function.begin_activation();
