@@ -6,6 +6,8 @@ use std::{
     env,
     io::{Write as _, stderr},
     sync::atomic::{AtomicUsize, Ordering},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -14,6 +16,8 @@ use crate::{Node, require::skip};
 
 /// What the daemon says of a guest that ended so.
 const SAID: &str = "KVM could not run the guest";
+
+const SEEN_WITHIN: Duration = Duration::from_secs(3);
 
 /// Of daemons that have ended.
 static LOST: AtomicUsize = AtomicUsize::new(0);
@@ -65,13 +69,22 @@ pub async fn again_when_lost<T>(
     loop {
         let before = node.lost_guests();
         match work(attempt).await {
-            Err(error) if attempt < tries && node.lost_guests() > before => {
+            Err(error) if attempt < tries && await_more(before, || node.lost_guests()) => {
                 tell(&error);
                 attempt += 1;
             }
             result => return result,
         }
     }
+}
+
+/// Whether there are more than `before` within so long as a daemon takes to see a VMM's end; on an emulated node only.
+pub(crate) fn await_more(before: usize, now: impl Fn() -> usize) -> bool {
+    let until = Instant::now() + SEEN_WITHIN;
+    while is_emulated() && now() <= before && Instant::now() < until {
+        sleep(Duration::from_millis(100));
+    }
+    now() > before
 }
 
 /// Past the test harness, which shows what a test prints only when it fails in the end.

@@ -432,6 +432,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        // What a test left shows that it failed; the daemon may not have seen yet why.
+        if !self.traces().is_empty() {
+            lost::await_more(0, || self.lost_guests());
+        }
         lost::add(self.lost_guests());
         // Pods of a test that failed must not outlive it.
         for trace in self.traces() {

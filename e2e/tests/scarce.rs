@@ -252,7 +252,8 @@ async fn the_out_of_memory_killer_takes_the_pod_that_was_promised_nothing() -> R
         })
         .await?;
         ensure!(
-            node.daemon_log().contains("killed by signal 9"),
+            node.daemon_log()
+                .contains("the host killed the VMM: it was out of memory"),
             "{}",
             node.daemon_log()
         );

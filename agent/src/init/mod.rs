@@ -214,7 +214,8 @@ fn prepare_process(order: &ProcessOrder) -> Result<(), Failure> {
     File::options()
         .write(true)
         .open("/proc/self/oom_score_adj")
-        .and_then(|mut file| write!(file, "{score}"))
+        // In one write: formatted into the file, the sign of a negative one would come alone.
+        .and_then(|mut file| file.write_all(score.to_string().as_bytes()))
         .context(ErrorCode::System, || format!("set oom_score_adj to {score}"))?;
     rustix::process::setsid().context(ErrorCode::System, || "start a session".to_owned())?;
     sys::exec::new_session_keyring().context(ErrorCode::System, || "start a session keyring".to_owned())?;

@@ -107,7 +107,8 @@ impl ProcessControl for Watched {
             .open(format!("/proc/{}/oom_score_adj", self.identity.pid));
         // Had the pid been given to another process before, that one's start time is read now.
         let written = opened.and_then(|mut file| match Identity::read(self.identity.pid)? {
-            now if now == self.identity => write!(file, "{score}"),
+            // In one write: formatted into the file, the sign of a negative one would come alone.
+            now if now == self.identity => file.write_all(score.to_string().as_bytes()),
             _ => Ok(()),
         });
         match written {

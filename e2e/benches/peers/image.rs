@@ -78,7 +78,7 @@ impl Image {
         // What reads can be at best: of pages that were the pod's from the beginning. /dev/shm has 64 MiB.
         let copied = peer
             .cri
-            .exec(&container, "head -c 48M /large >/dev/shm/own")
+            .exec(&container, "head -c 50331648 /large >/dev/shm/own")
             .await?;
         ensure!(copied.0 == 0, "copy of the image's file: {copied:?}");
         for (series, how) in [(OWN, "sequential"), (OWN_RANDOM, "random")] {

@@ -113,7 +113,12 @@ async fn the_out_of_memory_killers_score_is_the_processes_until_it_has_ended() {
     let process = fixture.launcher.launch(fixture.spec()).await.unwrap();
     let score = format!("/proc/{}/oom_score_adj", process.pid());
     process.set_oom_score_adj(985).unwrap();
-    assert_eq!(fs_err::read_to_string(score).unwrap().trim(), "985");
+    assert_eq!(fs_err::read_to_string(&score).unwrap().trim(), "985");
+    // Whether it may is the kernel's to say, but it has to understand it.
+    match process.set_oom_score_adj(-500) {
+        Ok(()) => assert_eq!(fs_err::read_to_string(&score).unwrap().trim(), "-500"),
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+    }
     process.kill().unwrap();
     process.exited().await;
     process.set_oom_score_adj(500).unwrap();
