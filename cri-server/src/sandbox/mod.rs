@@ -1,8 +1,9 @@
 //! CRI sandboxes: one owner task each, which alone changes the sandbox, its containers and its Machine.
 //!
 //! `state` decides (pure, with the diagram), `driver` is the owner task with one input enum, `start` and `stop` tell the two
-//! stories (`awake` is the guest's part of the first), `containers` carries out what is asked of containers (`stop_container` their end), `resize` changes
-//! limits (`room` decides, `grow` makes the Machine larger, `oom` says who goes first), `ledger` gives back what a sandbox holds of the host.
+//! stories (`awake` is the guest's part of the first), `containers` carries out what is asked of containers (`stop_container` their
+//! end), `resize` changes limits (`room` decides, `grow` makes the Machine larger, `oom` says who goes first), `ledger` gives back
+//! what a sandbox holds of the host.
 //! Others see a sandbox through its `handle` (mailbox) and its `view` (snapshot). `node` is what all sandboxes share, `run`
 //! makes a new one, `recover` an old one; `launch` says what a VMM is started with, `make_template` makes what pods go on from.
 //! What is kept over a restart is in `crate::store`.

@@ -97,6 +97,17 @@ impl Driver {
         self.end_containers(&message).await;
     }
 
+    /// Kills a Machine that is of no use to its pod any more.
+    pub(super) async fn end_useless_machine(&mut self, why: &str) {
+        let Some(live) = &self.live else {
+            return;
+        };
+        if let Err(error) = live.process.kill() {
+            tracing::error!(sandbox = self.record.id, %error, "the VMM could not be killed");
+        }
+        self.machine_ended(why).await;
+    }
+
     /// Marks every container that has not ended as killed with its Machine.
     async fn end_containers(&mut self, message: &str) {
         let ids: Vec<String> = self.containers.keys().cloned().collect();

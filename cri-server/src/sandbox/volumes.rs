@@ -382,16 +382,6 @@ impl Driver {
         let why = format!("virtiofsd, which served its volumes, ended {how}");
         self.end_useless_machine(&why).await;
     }
-
-    pub(super) async fn end_useless_machine(&mut self, why: &str) {
-        let Some(live) = &self.live else {
-            return;
-        };
-        if let Err(error) = live.process.kill() {
-            tracing::error!(sandbox = self.record.id, %error, "the VMM could not be killed");
-        }
-        self.machine_ended(why).await;
-    }
 }
 
 impl Live {

@@ -1,9 +1,9 @@
 //! Memory in which the emulated processor keeps nothing.
 
-use std::{env, hint::black_box};
+use std::hint::black_box;
 
 use anyhow::Result;
-use e2e::process::field_kib;
+use e2e::{is_emulated, process::field_kib};
 
 /// More than two guests leave behind.
 const ENOUGH: usize = 2 << 30;
@@ -17,7 +17,7 @@ const PAGE: usize = 4096;
 /// # Errors
 /// Of /proc.
 pub(crate) fn forget_earlier_guests() -> Result<()> {
-    if env::var("CLEARPOD_BACKEND").as_deref() != Ok("emulated") {
+    if !is_emulated() {
         return Ok(());
     }
     let meminfo = fs_err::read_to_string("/proc/meminfo")?;

@@ -13,23 +13,24 @@ use crate::{
 /// Quiet: what is written to the console takes longer than most initcalls.
 const COMMAND_LINE: &str = "quiet initcall_debug log_buf_len=1M";
 /// `[    0.1234] initcall virtio_pci_driver_init+0x0/0x20 returned 0 after 1234 usecs` as `INITCALL 1234 virtio_pci_driver_init`,
-/// the longest alone: each character is an exit.
+/// longest first.
 const SCRIPT: &str = "$b dmesg | $b sed -n 's/.*initcall \\([^+]*\\)+.* after \\([0-9]*\\) .*/INITCALL \\2 \\1/p' | \
-    $b sort -k 2 -nr | $b head -n 40\n";
+    $b sort -k 2 -nr";
 
-/// The longest, longest first, in microseconds, of one boot; at most forty.
+/// The longest, longest first, in microseconds, of one boot.
 pub(crate) fn longest(bundle: &Path, payload: &Payload, most: usize) -> Result<Vec<(String, u64)>> {
     let directory = tempfile::tempdir()?;
-    let payload = probe::payload(bundle, payload, SCRIPT, directory.path())?;
+    // No more of them: each character is an exit.
+    let script = format!("{SCRIPT} | $b head -n {most}\n");
+    let payload = probe::payload(bundle, payload, &script, directory.path())?;
     let machine = Machine::configure(&payload, &format!("{COMMAND_LINE} {}", probe::COMMAND_LINE))?;
     let mut running = machine.start(&bundle.join("bin/clearpod-vmm"))?;
     machine.ready(&mut running)?;
     let Response::Console { text, .. } = machine.ask(&Request::Console {})? else {
         bail!("the VMM does not tell what is on the console");
     };
-    let mut initcalls: Vec<_> = text.lines().filter_map(parse).collect();
+    let initcalls: Vec<_> = text.lines().filter_map(parse).collect();
     ensure!(!initcalls.is_empty(), "no initcall on the console: {text}");
-    initcalls.truncate(most);
     Ok(initcalls)
 }
 

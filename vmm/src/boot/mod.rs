@@ -1,5 +1,6 @@
 //! The boot of a Machine, in boot order. [`boot`] is the story; `processors` makes processors, `payload` puts things into guest
-//! memory, `beside` does two things at a time, `chassis` is what holds it all together. `restore` is the story of a guest that goes on from a snapshot.
+//! memory, `beside` does two things at a time, `chassis` is what holds it all together. `restore` is the story of a guest that goes on
+//! from a snapshot.
 
 mod beside;
 mod chassis;
