@@ -24,6 +24,8 @@ const BRIDGE: &str = "cpe2e0";
 /// How long a CNI plugin may take.
 pub const PLUGIN_SECONDS: u64 = 20;
 const CONFLIST: &str = "net.d/10-e2e.conflist";
+/// Nearly every test has a daemon of its own, whose template would be made for longer than most tests take.
+const HASTY: &str = "[machine.templates]\nrest_seconds = 0\n";
 
 /// A daemon and what it needs.
 #[derive(Debug)]
@@ -38,11 +40,23 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts registry and daemon, pushes the image, pulls it.
+    /// Starts registry and daemon, pushes the image, pulls it. Templates are written as soon as they can be.
     ///
     /// # Errors
     /// With what did not start, and the end of its log.
     pub async fn start() -> Result<Self> {
+        Self::start_with(HASTY).await
+    }
+
+    /// The same with templates that are made as they are by default.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub async fn start_as_shipped() -> Result<Self> {
+        Self::start_with("").await
+    }
+
+    async fn start_with(extra: &str) -> Result<Self> {
         let bundle = require::bundle().context("CLEARPOD_BUNDLE is not set")?;
         // Short, because unix sockets lie below it.
         let run = tempfile::Builder::new().prefix("cpe2e").tempdir_in("/run")?;
@@ -68,7 +82,7 @@ impl Node {
             daemon: None,
             cri: None,
         };
-        node.write_config("")?;
+        node.write_config(extra)?;
         node.push(&[IMAGE], None).await?;
         node.start_daemon().await?;
         node.cri().pull(&node.image()).await?;

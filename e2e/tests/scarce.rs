@@ -81,7 +81,9 @@ async fn with_templates_in(place: &Tmpfs) -> Result<Node> {
     let mut node = Node::start().await?;
     node.kill_daemon().await?;
     let directory = place.0.display();
-    node.write_config(&format!("[machine.templates]\ndirectory = \"{directory}\"\n"))?;
+    node.write_config(&format!(
+        "[machine.templates]\nrest_seconds = 0\ndirectory = \"{directory}\"\n"
+    ))?;
     node.set_plain_network()?;
     Ok(node)
 }

@@ -1,4 +1,5 @@
-//! The story of a template: a Machine with nothing of a pod boots, its agent gets ready, it is halted, written down and ended.
+//! The story of a template: a Machine with nothing of a pod boots, its agent gets ready and does once what forks begin with
+//! (`rehearse`), it is halted, written down and ended.
 //! It has an id and a directory as a sandbox's Machine has, and is no sandbox: after a crash it is nobody's, and removed as such.
 
 use std::{os::fd::AsFd as _, time::Duration};
@@ -10,8 +11,10 @@ use super::{
     ledger::Ledger,
     node::{Node, new_id},
     plan::{self, SandboxPlan},
+    rehearse::{rehearse, rest},
     start::{make_cgroup, make_directory},
     state::Acquired,
+    turns::Turn,
 };
 use crate::{
     failpoint,
@@ -36,9 +39,9 @@ pub(crate) async fn make_template(
     files: &Unfinished,
 ) -> Result<(), RequestError> {
     let plan = plan::of_template(&new_id()?, shape, &node.config)?;
-    let _turn = node.turns.take().await?;
+    let turn = node.turns.take().await?;
     let mut reached = Vec::new();
-    let made = story(node, &plan, origin, files, &mut reached).await;
+    let made = story(node, &plan, turn, origin, files, &mut reached).await;
     for left in Ledger::new(node, &plan).give_back(&reached).await {
         tracing::error!(template = origin, machine = plan.id, what = %left.step, error = %left.error, "could not be given back");
     }
@@ -48,6 +51,7 @@ pub(crate) async fn make_template(
 async fn story(
     node: &Node,
     plan: &SandboxPlan,
+    turn: Turn,
     origin: &str,
     files: &Unfinished,
     reached: &mut Vec<Acquired>,
@@ -63,11 +67,19 @@ async fn story(
         .await
         .map_err(RequestError::failed(BOOT))?;
     failpoint::reached("template.launched").await;
-    // Only the guest has ever spoken, and has closed that connection: it goes on without any.
-    let ready = listener.wait(node.config.deadlines.boot());
+    let control = ControlClient::new(&plan.layout);
+    let ready = async {
+        let heard = listener.wait(node.config.deadlines.boot()).await;
+        heard.map_err(RequestError::failed(BOOT))?;
+        rehearse(node, &plan.layout).await?;
+        // Others may start meanwhile.
+        drop(turn);
+        let rested = rest(&control, node.config.machine.templates.rest()).await;
+        rested.map_err(RequestError::failed(BOOT))
+    };
+    // Whoever spoke to it has hung up: it goes on without a connection.
     let ready = until_ready(node, plan, ready, process, &node.stop).await?;
     let (process, _) = ready.ok_or(RequestError::Unavailable { doing: "stopping" })?;
-    let control = ControlClient::new(&plan.layout);
     control.pause().await.map_err(RequestError::failed(WRITE))?;
     check_room(files, resident_bytes(process.pid()))?;
     failpoint::reached("template.paused").await;

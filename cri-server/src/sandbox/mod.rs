@@ -28,6 +28,7 @@ mod oom;
 mod plan;
 mod quantity;
 mod recover;
+mod rehearse;
 mod resize;
 mod room;
 mod run;

@@ -39,7 +39,7 @@ const CHURN_STEP: usize = 20;
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
     let load = conditions::load()?;
-    let node = Node::start().await?;
+    let node = Node::start_as_shipped().await?;
     let result = measure(&node, &load).await;
     result.with_context(|| node.daemon_log())
 }

@@ -56,7 +56,7 @@ struct Entry {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
     let load = conditions::load()?;
-    let node = Node::start().await?;
+    let node = Node::start_as_shipped().await?;
     let result = measure(&node, &load).await;
     result.with_context(|| node.daemon_log())
 }
