@@ -121,11 +121,6 @@ pub(crate) trait VirtioDevice: MutEventSubscriber + Send {
     fn features(&self) -> u64;
     /// One maximum per queue, each a power of two.
     fn queue_max_sizes(&self) -> &[u16];
-    /// Whether the driver rings for this queue while a workload runs. The doorbell of another one is cheaper to have and dearer to
-    /// ring (`pci::transport::doorbells`).
-    fn is_rung_often(&self, _queue: usize) -> bool {
-        true
-    }
     /// Bytes beyond the device's configuration stay as they are in `data` (all ones).
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Another number after each change of the configuration that the driver did not make (2.5.1).

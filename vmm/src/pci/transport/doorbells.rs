@@ -1,6 +1,5 @@
 //! The doorbells of one device: an eventfd per queue, wired into KVM at the port where the driver rings: of a write to
-//! memory KVM has to decode the instruction first. Of a queue that is hardly ever rung it is not: its ring leaves KVM, and the
-//! Machine has a wait less at its start.
+//! memory KVM has to decode the instruction first.
 
 use std::fmt::Debug;
 use std::io;
@@ -25,21 +24,18 @@ pub(crate) struct Doorbells {
 #[derive(Debug)]
 struct Bell {
     event: Arc<EventFd>,
-    is_rung_often: bool,
     wired_at: Option<u16>,
 }
 
 impl Doorbells {
-    /// One for each queue; `often` says which of them are to be wired.
-    pub(crate) fn new(often: &[bool], stride: u16, wiring: Arc<dyn DoorbellWiring>) -> io::Result<Self> {
-        let bell = |is_rung_often: &bool| {
+    pub(crate) fn new(count: usize, stride: u16, wiring: Arc<dyn DoorbellWiring>) -> io::Result<Self> {
+        let bell = || {
             Ok(Bell {
                 event: Arc::new(EventFd::new(EFD_NONBLOCK)?),
-                is_rung_often: *is_rung_often,
                 wired_at: None,
             })
         };
-        let bells = often.iter().map(bell).collect::<io::Result<_>>()?;
+        let bells = (0..count).map(|_| bell()).collect::<io::Result<_>>()?;
         Ok(Self {
             bells,
             stride,
@@ -52,11 +48,9 @@ impl Doorbells {
         self.bells.iter().map(|bell| Arc::clone(&bell.event)).collect()
     }
 
-    /// Wires those that are rung often, from `base` on, or unwires them. The others, and one that cannot be wired, ring through
-    /// `ring`.
+    /// Wires all bells from `base` on, or unwires them. A bell that cannot be wired still rings through `ring`.
     pub(crate) fn place(&mut self, base: Option<u16>) {
-        let bells = (0_u16..).zip(&mut self.bells);
-        for (index, bell) in bells.filter(|(_, bell)| bell.is_rung_often) {
+        for (index, bell) in (0_u16..).zip(&mut self.bells) {
             let port = base.and_then(|base| base.checked_add(self.stride.checked_mul(index)?));
             if bell.wired_at == port {
                 continue;

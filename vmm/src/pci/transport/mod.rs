@@ -6,7 +6,7 @@
 //! BAR 0   0x0000 common configuration      0x4000 MSI-X table
 //!         0x1000 ISR status (always 0)     0x5000 MSI-X pending bits
 //!         0x2000 device configuration
-//! BAR 1   doorbells: 4 ports per queue (KVM's ioeventfds, but for those that are hardly ever rung)
+//! BAR 1   doorbells: 4 ports per queue (ioeventfds while the device lives)
 //! ```
 
 pub(crate) mod capabilities;
@@ -95,13 +95,13 @@ pub(crate) struct VirtioFunction {
 
 impl VirtioFunction {
     pub(crate) fn new(slot: Slot, device: SharedDevice, services: &Services) -> Result<Self, TransportError> {
-        let (device_type, features, sizes, often) = {
+        let (device_type, features, sizes) = {
             let device = device.lock().unwrap_or_else(PoisonError::into_inner);
-            let sizes = device.queue_max_sizes().to_vec();
-            let often: Vec<bool> = (0..sizes.len())
-                .map(|queue| device.is_rung_often(queue))
-                .collect();
-            (device.device_type() as u16, device.features(), sizes, often)
+            (
+                device.device_type() as u16,
+                device.features(),
+                device.queue_max_sizes().to_vec(),
+            )
         };
         debug_assert!(sizes.len() <= MOST_QUEUES);
         // One vector per queue and one for configuration changes.
@@ -109,13 +109,13 @@ impl VirtioFunction {
         let registers = Registers::new(features, &sizes, vectors, services.memory.clone())
             .map_err(TransportError::Queues)?;
         let interrupts = MsixInterrupts::new(vectors, Arc::clone(&services.messages));
-        let doorbells = Doorbells::new(&often, DOORBELL_STRIDE, Arc::clone(&services.wiring));
-        let mut doorbells = doorbells.map_err(|source| TransportError::Doorbells {
-            count: sizes.len(),
-            source,
-        })?;
-        // While no processor runs, as at a Machine's start, this is cheap (see `place_doorbells`).
-        doorbells.place(Some(slot.preset_ports()));
+        let doorbells =
+            Doorbells::new(sizes.len(), DOORBELL_STRIDE, Arc::clone(&services.wiring)).map_err(|source| {
+                TransportError::Doorbells {
+                    count: sizes.len(),
+                    source,
+                }
+            })?;
         let mut config = ConfigSpace::new(Identity {
             vendor: VENDOR,
             device: FIRST_DEVICE + device_type,
@@ -169,7 +169,6 @@ impl VirtioFunction {
         }
         self.registers.restore(&saved.registers)?;
         if self.registers.phase() == Phase::Starting {
-            self.place_doorbells();
             for queue in self.registers.enabled_queues() {
                 self.doorbells.ring(queue);
             }
@@ -220,6 +219,7 @@ impl VirtioFunction {
     /// The event loop has stopped the device.
     pub(crate) fn reset_done(&mut self) {
         self.registers.reset_done();
+        self.doorbells.place(None);
         self.doorbells.silence();
     }
 
@@ -242,15 +242,13 @@ impl VirtioFunction {
         }
     }
 
-    /// While the device lives its doorbells are wired where its BAR is decoded, and until then where they were last: a kernel that
-    /// looks around moves BARs and switches decoding several times, and each change of the wiring waits until every processor has
-    /// left KVM once (`kvm_io_bus_register_dev` ends with a grace period of SRCU). A bell that rings without a device is not heard.
+    /// Doorbells are wired only while the device lives: a kernel that looks around moves BARs and switches decoding
+    /// several times, and each wiring waits for a grace period of KVM's.
     fn place_doorbells(&mut self) {
-        if matches!(self.registers.phase(), Phase::Starting | Phase::Live) {
-            let ports = self.config.decoded(DOORBELLS.into());
-            self.doorbells
-                .place(ports.and_then(|(base, _)| u16::try_from(base).ok()));
-        }
+        let lives = matches!(self.registers.phase(), Phase::Starting | Phase::Live);
+        let ports = self.config.decoded(DOORBELLS.into()).filter(|_| lives);
+        self.doorbells
+            .place(ports.and_then(|(base, _)| u16::try_from(base).ok()));
     }
 
     /// The pci-cfg window (4.1.4.9): the driver reaches BARs through configuration space.
@@ -344,7 +342,7 @@ impl Function for VirtioFunction {
         }
     }
 
-    /// Only when KVM did not take it: of a queue that is not rung often, or through the pci-cfg window.
+    /// Only when KVM did not take it: before the doorbells are wired, or through the pci-cfg window.
     fn write_ports(&mut self, offset: u32, _data: &[u8]) {
         self.doorbells
             .ring((offset / u32::from(DOORBELL_STRIDE)) as usize);

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -15,8 +14,6 @@ use crate::pci::msix::Message;
 pub(crate) struct FakeKvm {
     pub(crate) sent: Mutex<Vec<Message>>,
     pub(crate) wired: Mutex<Vec<u16>>,
-    /// How often something was wired.
-    pub(crate) wirings: AtomicUsize,
 }
 
 impl MessageSink for FakeKvm {
@@ -28,7 +25,6 @@ impl MessageSink for FakeKvm {
 impl DoorbellWiring for FakeKvm {
     fn connect(&self, _: &EventFd, port: u16) -> io::Result<()> {
         self.wired.lock().expect("no test panics with it").push(port);
-        self.wirings.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

@@ -154,11 +154,6 @@ impl VirtioDevice for Balloon {
         &QUEUE_SIZES
     }
 
-    /// Some times a second at most, for memory that is given back in hundreds of pages.
-    fn is_rung_often(&self, _queue: usize) -> bool {
-        false
-    }
-
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; 8];
         config[..4].copy_from_slice(&self.requested_pages.to_le_bytes());

@@ -225,11 +225,6 @@ impl VirtioDevice for Mem {
         &[QUEUE_SIZE]
     }
 
-    /// Once for each change of the guest's size.
-    fn is_rung_often(&self, _queue: usize) -> bool {
-        false
-    }
-
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         config_space::read(&self.config(), offset, data);
     }

@@ -150,11 +150,6 @@ impl VirtioDevice for Pmem {
         &[QUEUE_SIZE]
     }
 
-    /// To write back what cannot be written.
-    fn is_rung_often(&self, _queue: usize) -> bool {
-        false
-    }
-
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; 16];
         config[..8].copy_from_slice(&self.start.to_le_bytes());

@@ -18,7 +18,7 @@ use super::rings::RxWindow;
 
 const RX: u16 = 0;
 const TX: u16 = 1;
-pub(super) const EVENTS: u16 = 2;
+const EVENTS: u16 = 2;
 
 /// Packets that one pass takes, and turns that it gives.
 const PASS_BUDGET: usize = 128;

@@ -192,11 +192,6 @@ impl VirtioDevice for Vsock {
         &QUEUE_SIZES
     }
 
-    /// Nothing happens but at a guest's move.
-    fn is_rung_often(&self, queue: usize) -> bool {
-        queue != usize::from(super::active::EVENTS)
-    }
-
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         config_space::read(&u64::from(self.guest_cid).to_le_bytes(), offset, data);
     }
