@@ -97,13 +97,8 @@ async fn wake(layout: &Layout, deadline: Duration) -> Result<Awake, RequestError
     let description = describe(layout).await?;
     let is_new = |place: &&DevicePlace| [NET, SCRATCH].contains(&place.id.as_str());
     let new = description.devices.iter().filter(is_new);
-    let request = agent::GoOnRequest {
-        entropy: random_bytes::<64>()?.to_vec(),
-        realtime_ns: u64::try_from(now_ns()).unwrap_or_default(),
-        pci_addresses: new.map(|place| place.pci_address.clone()).collect(),
-    };
-    let went_on = GuestClient::new(layout).go_on(request).await;
-    went_on.map_err(RequestError::guest("let the guest go on"))?;
+    let new = new.map(|place| place.pci_address.clone()).collect();
+    let_go_on(&GuestClient::new(layout), new).await?;
     let woken = Woken {
         found_ns: monotonic_ns(),
         description,
@@ -112,6 +107,17 @@ async fn wake(layout: &Layout, deadline: Duration) -> Result<Awake, RequestError
         ready_ns,
         woken: Some(woken),
     })
+}
+
+/// Gives a guest that goes on entropy and time of its own, and lets it find these devices.
+pub(super) async fn let_go_on(client: &GuestClient, pci_addresses: Vec<String>) -> Result<(), RequestError> {
+    let request = agent::GoOnRequest {
+        entropy: random_bytes::<64>()?.to_vec(),
+        realtime_ns: u64::try_from(now_ns()).unwrap_or_default(),
+        pci_addresses,
+    };
+    let went_on = client.go_on(request).await;
+    went_on.map_err(RequestError::guest("let the guest go on"))
 }
 
 /// What a VMM says of its devices and of its start.

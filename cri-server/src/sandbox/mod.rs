@@ -5,7 +5,8 @@
 //! end), `resize` changes limits (`room` decides, `grow` makes the Machine larger, `oom` says who goes first), `ledger` gives back
 //! what a sandbox holds of the host.
 //! Others see a sandbox through its `handle` (mailbox) and its `view` (snapshot). `node` is what all sandboxes share, `run`
-//! makes a new one, `recover` an old one; `launch` says what a VMM is started with, `make_template` makes what pods go on from.
+//! makes a new one, `recover` an old one; `launch` says what a VMM is started with, `make_template` makes what pods go on from
+//! (`rehearse` readies its guest).
 //! What is kept over a restart is in `crate::store`.
 
 mod awake;

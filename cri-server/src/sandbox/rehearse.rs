@@ -3,15 +3,10 @@
 
 use std::time::Duration;
 
-use proto::agent::v1 as agent;
 use tokio::time::{Instant, sleep};
 
-use super::{
-    error::RequestError,
-    node::{Node, random_bytes},
-};
+use super::{awake::let_go_on, error::RequestError, node::Node};
 use crate::{
-    clock::now_ns,
     guest::{self, GuestClient},
     machine::{ControlClient, ControlError, Layout},
 };
@@ -29,13 +24,7 @@ pub(super) async fn rehearse(node: &Node, layout: &Layout) -> Result<(), Request
     let client = GuestClient::new(layout);
     let known = client.info().await;
     known.map_err(RequestError::guest("ask the guest for its facts"))?;
-    let request = agent::GoOnRequest {
-        entropy: random_bytes::<64>()?.to_vec(),
-        realtime_ns: u64::try_from(now_ns()).unwrap_or_default(),
-        pci_addresses: Vec::new(),
-    };
-    let went_on = client.go_on(request).await;
-    went_on.map_err(RequestError::guest("let the guest go on"))
+    let_go_on(&client, Vec::new()).await
 }
 
 /// Returns when the guest reports no more free memory, after `most` at the latest. A guest without a balloon has nothing to report.
