@@ -19,7 +19,8 @@ use e2e::Figures;
 use proto::machine::{CONFIG_VERSION, Console, FileSource, MachineConfig, Request, Response, Vcpus, Vsock};
 use tempfile::TempDir;
 
-use self::ready::{Ear, Heard, monotonic_ns};
+pub(crate) use self::ready::monotonic_ns;
+use self::ready::{Ear, Heard};
 
 /// What is booted: the same for both.
 #[derive(Debug, Clone)]
@@ -48,6 +49,11 @@ impl Running {
     pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.0.try_wait()?)
     }
+
+    /// What KVM has counted of its guest.
+    pub(crate) fn exits(&self) -> Result<BTreeMap<String, u64>> {
+        exits::counted_by_kvm(self.0.id())
+    }
 }
 
 impl Drop for Running {
@@ -61,37 +67,52 @@ impl Drop for Running {
 /// A Machine of ours, without daemon and network.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    directory: TempDir,
+    /// Its configuration, log and sockets: `vsock` is that of its guest's ports.
+    pub(crate) directory: TempDir,
     ear: Ear,
 }
 
+/// Of a Machine with one processor and no device but a vsock and a console, without what it begins with.
+pub(crate) fn config(memory_mib: u64) -> MachineConfig {
+    MachineConfig {
+        version: CONFIG_VERSION,
+        id: "bench".to_owned(),
+        kernel: None,
+        initramfs: None,
+        command_line: String::new(),
+        snapshot: None,
+        vcpus: Vcpus { boot: 1, max: 1 },
+        memory_mib,
+        memory_hotplug_mib: 0,
+        control: "control".into(),
+        console: Console {
+            ring_bytes: CONSOLE_BYTES,
+            dump: None,
+        },
+        vsock: Some(Vsock {
+            guest_cid: 3,
+            socket: "vsock".into(),
+        }),
+        devices: Vec::new(),
+    }
+}
+
 impl Machine {
-    /// Its configuration, written.
+    /// One that boots; its configuration is written.
     pub(crate) fn configure(payload: &Payload, command_line: &str) -> Result<Self> {
-        // Short, because unix sockets lie in it.
-        let directory = tempfile::Builder::new().prefix("cpb").tempdir_in("/run")?;
-        let config = MachineConfig {
-            version: CONFIG_VERSION,
-            id: "bench".to_owned(),
+        Self::of(&MachineConfig {
             kernel: Some(FileSource::Path(payload.kernel.clone())),
             initramfs: Some(FileSource::Path(payload.initramfs.clone())),
             command_line: command_line.to_owned(),
-            snapshot: None,
-            vcpus: Vcpus { boot: 1, max: 1 },
-            memory_mib: payload.memory_mib,
-            memory_hotplug_mib: 0,
-            control: "control".into(),
-            console: Console {
-                ring_bytes: CONSOLE_BYTES,
-                dump: None,
-            },
-            vsock: Some(Vsock {
-                guest_cid: 3,
-                socket: "vsock".into(),
-            }),
-            devices: Vec::new(),
-        };
-        fs_err::write(directory.path().join("config"), serde_json::to_vec(&config)?)?;
+            ..config(payload.memory_mib)
+        })
+    }
+
+    /// One of that configuration.
+    pub(crate) fn of(config: &MachineConfig) -> Result<Self> {
+        // Short, because unix sockets lie in it.
+        let directory = tempfile::Builder::new().prefix("cpb").tempdir_in("/run")?;
+        fs_err::write(directory.path().join("config"), serde_json::to_vec(config)?)?;
         let ear = Ear::of_unix_socket(&directory.path().join("vsock"))?;
         Ok(Self { directory, ear })
     }
@@ -101,13 +122,16 @@ impl Machine {
         command
             .args(["--config", "config"])
             .current_dir(self.directory.path());
-        spawn(&mut command, &self.log())
+        spawn(&mut command, &self.directory.path().join("log"))
     }
 
     pub(crate) fn ready(&self, running: &mut Running) -> Result<Heard> {
-        self.ear
-            .hear(running)
-            .with_context(|| format!("clearpod-vmm: {}", quote(&self.log())))
+        self.ear.hear(running).with_context(|| self.said())
+    }
+
+    /// What its VMM has to say, for a message.
+    pub(crate) fn said(&self) -> String {
+        format!("clearpod-vmm: {}", quote(&self.directory.path().join("log")))
     }
 
     pub(crate) fn ask(&self, request: &Request) -> Result<Response> {
@@ -118,10 +142,6 @@ impl Machine {
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer)?;
         serde_json::from_str(&answer).with_context(|| format!("the VMM answered {answer:?}"))
-    }
-
-    fn log(&self) -> PathBuf {
-        self.directory.path().join("log")
     }
 }
 
@@ -137,7 +157,7 @@ pub(crate) fn clearpod_vmm(
     let began = monotonic_ns();
     let mut running = machine.start(vmm)?;
     let heard = machine.ready(&mut running)?;
-    let mut exits = exits::counted_by_kvm(running.0.id())?;
+    let mut exits = running.exits()?;
     let Response::Stats(stats) = machine.ask(&Request::Stats {})? else {
         bail!("the VMM tells no counters");
     };
@@ -244,7 +264,7 @@ fn add_heard(figures: &mut Figures, began: u64, heard: &Heard) {
 /// Process start to agent ready.
 pub(crate) const TOTAL: &str = "process start to agent ready";
 
-fn add(figures: &mut Figures, name: &str, from_ns: u64, to_ns: u64) {
+pub(crate) fn add(figures: &mut Figures, name: &str, from_ns: u64, to_ns: u64) {
     figures.add(name, milliseconds(to_ns.saturating_sub(from_ns)));
 }
 

@@ -1,11 +1,12 @@
 //! What a cold boot is made of: its phases, the exits that it takes by kind, the kernel's initcalls, and what each thing that was
-//! done about it is worth, found by undoing it. One JSON object on standard output, a table on standard error. `e2e/bench`
+//! done about it is worth, found by undoing it; and what a fork takes instead. One JSON object on standard output, a table on standard error. `e2e/bench`
 //! builds it and runs it where Machines run.
 //!
 //! On an emulated node times are no times of hardware: ratios and counts are what they are for.
 
 #[path = "../alone/mod.rs"]
 mod alone;
+mod fork;
 mod initcalls;
 #[path = "../alone/probe.rs"]
 mod probe;
@@ -26,6 +27,7 @@ use serde_json::{Map, Value, json};
 
 use self::{
     alone::{Payload, Qemu, TOTAL},
+    fork::{ANSWERED, Forks},
     step::{AS_IT_IS, Step},
 };
 
@@ -33,6 +35,44 @@ use self::{
 const MEMORY_MIB: u64 = 512;
 /// Longest initcalls that are told.
 const INITCALLS: usize = 25;
+
+/// All that begins, in turn.
+struct Contest {
+    vmm: PathBuf,
+    payload: Payload,
+    steps: Vec<Step>,
+    qemu: Qemu,
+    of_qemu: Figures,
+    forks: Forks,
+}
+
+impl Contest {
+    fn round(&mut self, round: usize) -> Result<()> {
+        for turn in 0..self.steps.len() {
+            let number = (round + turn) % self.steps.len();
+            if let Some(step) = self.steps.get_mut(number) {
+                step.boot(&self.vmm, &self.payload).context(step.name)?;
+            }
+        }
+        self.qemu.boot(&mut self.of_qemu)?;
+        self.forks.go_on(&self.vmm)
+    }
+
+    fn forget(&mut self) {
+        self.of_qemu = Figures::default();
+        self.forks.forget();
+        self.steps.iter_mut().for_each(Step::forget);
+    }
+
+    fn ratios(&self) -> Result<Value> {
+        let ours = total(self.steps.first().map(|step| &step.times))?;
+        let forked = self.forks.times.median(ANSWERED).context("no forks")?;
+        Ok(json!({
+            "boot_vs_qemu_microvm": rounded(ours / total(Some(&self.of_qemu))?),
+            "fork_vs_boot": rounded(forked / ours),
+        }))
+    }
+}
 
 fn main() -> Result<()> {
     let load = conditions::load()?;
@@ -45,37 +85,36 @@ fn main() -> Result<()> {
     };
     let scratch = tempfile::tempdir_in("/run")?;
     let vmm = bundle.join("bin/clearpod-vmm");
-    let mut steps = step::all(&payload.kernel, scratch.path())?;
-    let qemu = Qemu::prepare(&payload)?;
-    let mut of_qemu = Figures::default();
+    let mut contest = Contest {
+        steps: step::all(&payload.kernel, scratch.path())?,
+        qemu: Qemu::prepare(&payload)?,
+        of_qemu: Figures::default(),
+        forks: Forks::prepare(&vmm, &payload)?,
+        vmm,
+        payload,
+    };
     for round in 0..=rounds {
         if round == 1 {
-            of_qemu = Figures::default();
-            steps.iter_mut().for_each(Step::forget);
+            contest.forget();
         }
-        for turn in 0..steps.len() {
-            let number = (round + turn) % steps.len();
-            if let Some(step) = steps.get_mut(number) {
-                step.boot(&vmm, &payload).context(step.name)?;
-            }
-        }
-        qemu.boot(&mut of_qemu)?;
+        contest.round(round)?;
         say(&format!("round {round} of {rounds}"))?;
     }
-    let initcalls = initcalls::longest(&bundle, &payload, INITCALLS)?;
-    let theirs = json!({"command": qemu.command(), "times": of_qemu.json()});
+    let initcalls = initcalls::longest(&bundle, &contest.payload, INITCALLS)?;
+    let Contest { of_qemu, forks, .. } = &contest;
     of_qemu.write("QEMU microvm", &mut stderr().lock())?;
-    let ratio = total(steps.first().map(|step| &step.times))? / total(Some(&of_qemu))?;
-    let told = report(&steps, &initcalls)?;
+    forks.times.write("fork", &mut stderr().lock())?;
+    let told = report(&contest.steps, &initcalls)?;
     let report = json!({
         "load_before": load,
         "host_load_before": env::var("CLEARPOD_HOST_LOAD").ok(),
         "commit": env::var("CLEARPOD_COMMIT").ok(),
         "unit": "ms",
         "memory_mib": MEMORY_MIB,
-        "ratios": {"boot_vs_qemu_microvm": rounded(ratio)},
+        "ratios": contest.ratios()?,
         "steps": told,
-        "qemu_microvm": theirs,
+        "qemu_microvm": {"command": contest.qemu.command(), "times": of_qemu.json()},
+        "fork": {"times": forks.times.json(), "exits": forks.exits},
         "initcalls_us": initcalls.iter().map(|(name, us)| json!([name, us])).collect::<Value>(),
     });
     writeln!(stdout(), "{report:#}")?;
