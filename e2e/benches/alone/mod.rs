@@ -122,7 +122,7 @@ impl Machine {
         command
             .args(["--config", "config"])
             .current_dir(self.directory.path());
-        spawn(&mut command, &self.directory.path().join("log"))
+        spawn(&mut command, &self.log())
     }
 
     pub(crate) fn ready(&self, running: &mut Running) -> Result<Heard> {
@@ -131,7 +131,7 @@ impl Machine {
 
     /// What its VMM has to say, for a message.
     pub(crate) fn said(&self) -> String {
-        format!("clearpod-vmm: {}", quote(&self.directory.path().join("log")))
+        format!("clearpod-vmm: {}", quote(&self.log()))
     }
 
     pub(crate) fn ask(&self, request: &Request) -> Result<Response> {
@@ -142,6 +142,10 @@ impl Machine {
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer)?;
         serde_json::from_str(&answer).with_context(|| format!("the VMM answered {answer:?}"))
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.path().join("log")
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io::ErrorKind,
-    path::{Path, PathBuf},
+    path::Path,
     thread::sleep,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -14,7 +14,7 @@ use e2e::{Figures, wait};
 use hyper_util::rt::TokioIo;
 use proto::{
     agent::v1::{GoOnRequest, agent_client::AgentClient},
-    machine::{FileSource, Request, Response, Snapshot},
+    machine::{FileSource, MachineConfig, Request, Response, Snapshot},
     stdio::AGENT_PORT,
 };
 use tempfile::TempDir;
@@ -45,9 +45,11 @@ const REST: Duration = Duration::from_secs(4);
 /// A template, and what was measured of those that went on from it.
 #[derive(Debug)]
 pub(crate) struct Forks {
-    directory: TempDir,
+    /// Of those that go on from the template's files.
+    config: MachineConfig,
+    /// Where these are.
+    _directory: TempDir,
     runtime: Runtime,
-    memory_mib: u64,
     pub(crate) times: Figures,
     /// Of the last one, as KVM counts them.
     pub(crate) exits: BTreeMap<String, u64>,
@@ -56,27 +58,23 @@ pub(crate) struct Forks {
 impl Forks {
     /// Boots a guest, asks it once what forks are asked, as the daemon does, and writes it down into memory.
     pub(crate) fn prepare(vmm: &Path, payload: &Payload) -> Result<Self> {
-        let forks = Self {
-            directory: tempfile::Builder::new().prefix("cpt").tempdir_in("/run")?,
-            runtime: tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?,
-            memory_mib: payload.memory_mib,
-            times: Figures::default(),
-            exits: BTreeMap::new(),
-        };
+        let directory = tempfile::Builder::new().prefix("cpt").tempdir_in("/run")?;
+        let file = |name| FileSource::Path(directory.path().join(name));
+        let (memory, state, origin) = (file("memory"), file("state"), ORIGIN.to_owned());
+        let mut config = alone::config(payload.memory_mib);
+        config.snapshot = Some(Snapshot {
+            memory: memory.clone(),
+            state: state.clone(),
+            origin: origin.clone(),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let machine = Machine::configure(payload, COMMAND_LINE)?;
         let mut running = machine.start(vmm)?;
         machine.ready(&mut running)?;
-        forks
-            .runtime
-            .block_on(let_go_on(machine.directory.path().join("vsock")))?;
+        runtime.block_on(let_go_on(&machine))?;
         sleep(REST);
-        let Snapshot {
-            memory,
-            state,
-            origin,
-        } = forks.snapshot();
         let write = Request::Snapshot {
             memory,
             state,
@@ -86,16 +84,13 @@ impl Forks {
             let answer = machine.ask(&request)?;
             ensure!(answer == Response::Done {}, "{request:?}: {answer:?}");
         }
-        Ok(forks)
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        let file = |name| FileSource::Path(self.directory.path().join(name));
-        Snapshot {
-            memory: file("memory"),
-            state: file("state"),
-            origin: ORIGIN.to_owned(),
-        }
+        Ok(Self {
+            config,
+            _directory: directory,
+            runtime,
+            times: Figures::default(),
+            exits: BTreeMap::new(),
+        })
     }
 
     pub(crate) fn forget(&mut self) {
@@ -104,15 +99,11 @@ impl Forks {
 
     /// One more.
     pub(crate) fn go_on(&mut self, vmm: &Path) -> Result<()> {
-        let mut config = alone::config(self.memory_mib);
-        config.snapshot = Some(self.snapshot());
-        let machine = Machine::of(&config)?;
+        let machine = Machine::of(&self.config)?;
         memory::forget_earlier_guests()?;
         let began = monotonic_ns();
         let running = machine.start(vmm)?;
-        let went_on = self
-            .runtime
-            .block_on(let_go_on(machine.directory.path().join("vsock")));
+        let went_on = self.runtime.block_on(let_go_on(&machine));
         let (accepted, answered) = went_on.with_context(|| machine.said())?;
         self.exits = running.exits()?;
         alone::add(&mut self.times, ACCEPTED, began, accepted);
@@ -122,9 +113,9 @@ impl Forks {
 }
 
 /// When the guest accepted a connection, and when its agent had answered; `CLOCK_MONOTONIC`, ns.
-async fn let_go_on(vsock: PathBuf) -> Result<(u64, u64)> {
+async fn let_go_on(machine: &Machine) -> Result<(u64, u64)> {
     let went_on = timeout(wait::SERVER, async {
-        let stream = dial(&vsock).await?;
+        let stream = dial(&machine.directory.path().join("vsock")).await?;
         let accepted = monotonic_ns();
         let mut once = Some(stream);
         let connector = tower::service_fn(move |_: Uri| {

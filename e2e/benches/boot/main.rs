@@ -1,6 +1,6 @@
 //! What a cold boot is made of: its phases, the exits that it takes by kind, the kernel's initcalls, and what each thing that was
-//! done about it is worth, found by undoing it; and what a fork takes instead. One JSON object on standard output, a table on standard error. `e2e/bench`
-//! builds it and runs it where Machines run.
+//! done about it is worth, found by undoing it; and what a fork takes instead. One JSON object on standard output, a table on
+//! standard error. `e2e/bench` builds it and runs it where Machines run.
 //!
 //! On an emulated node times are no times of hardware: ratios and counts are what they are for.
 
