@@ -28,16 +28,6 @@ prepare_machines() {
   fi
 }
 
-# replace_node: succeeds if the emulated node has ended beneath those who used it, which it does now and then (deploy/node/README.md,
-# "What is known to be wrong"). There is another one then, with nothing but the bundle in it.
-replace_node() {
-  [[ -n $on_node ]] || return 1
-  ! "$repository/deploy/node/status" >/dev/null || return 1
-  warn "ONCE MORE: the emulated node has ended, and what ran in it; the end of its console:"
-  "$repository/deploy/node/console" 3 >&2
-  CLEARPOD_BUNDLE=$bundle prepare_machines
-}
-
 # end_node: if it was started here.
 end_node() {
   [[ $node_started == no ]] || "$repository/deploy/node/down"

@@ -68,32 +68,6 @@ pub fn judge(report: &Report, expected: Option<&Expected>) -> Verdict {
     verdict
 }
 
-/// The report with what became of the specs that had failed when they ran once more; and the names of those that passed then. A spec that did
-/// not run again has failed.
-#[must_use]
-pub fn with_second_run(mut report: Report, again: Report) -> (Report, Vec<String>) {
-    let mut passed = Vec::new();
-    let mut second: BTreeMap<_, _> = again
-        .specs
-        .into_iter()
-        .map(|spec| (spec.name.clone(), spec))
-        .collect();
-    let failed = report
-        .specs
-        .iter_mut()
-        .filter(|spec| spec.outcome == Outcome::Fail);
-    for spec in failed {
-        if let Some(ran) = second.remove(&spec.name) {
-            if ran.outcome == Outcome::Pass {
-                passed.push(spec.line());
-            }
-            *spec = ran;
-        }
-    }
-    report.troubles.extend(again.troubles);
-    (report, passed)
-}
-
 /// How long the specs that passed in both took, in this report and in the other; and how many they are.
 #[must_use]
 pub fn seconds_beside(report: &Report, other: &Report) -> (f64, f64, usize) {

@@ -2,8 +2,8 @@
 //!
 //! `node` starts and ends them, `cri` speaks to the daemon as kubelet does, `traces` lists what pods leave on a node,
 //! `process` tells what a process takes, `churn` makes and removes many pods, `critest` judges a run of that suite, `wait`
-//! has every time-out by its name, `lost` lets a test run again whose guest the emulated processor lost. `figures` and `conditions` are for the benches. Tests run where Machines run, one after the other, as root; `require` says so when they
-//! cannot. What they need lies in the bundle that `deploy/lib/bundle` makes (`CLEARPOD_BUNDLE`).
+//! has every time-out by its name, `figures` and `conditions` are for the benches. Tests run where Machines run, one after the
+//! other, as root; `require` says so when they cannot. What they need lies in the bundle that `deploy/lib/bundle` makes (`CLEARPOD_BUNDLE`).
 
 mod churn;
 pub mod conditions;
@@ -11,7 +11,6 @@ mod cri;
 mod crictl;
 pub mod critest;
 mod figures;
-mod lost;
 mod node;
 pub mod process;
 mod require;
@@ -21,5 +20,5 @@ pub mod wait;
 pub use churn::{Churn, churn};
 pub use cri::{Cri, PodSpec};
 pub use figures::Figures;
-pub use lost::{again_when_lost, is_emulated, on_a_node};
 pub use node::{Node, PLUGIN_SECONDS};
+pub use require::{is_emulated, on_a_node};

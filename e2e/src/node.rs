@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 
 use crate::{
     cri::{Cri, PodSpec},
-    crictl, lost, require, traces, wait,
+    crictl, require, traces, wait,
 };
 
 /// Name of the image in the node's registry.
@@ -188,15 +188,6 @@ impl Node {
         Ok(())
     }
 
-    /// How many guests the emulated processor has lost since the daemon's start (`lost`); none where it is none.
-    #[must_use]
-    pub fn lost_guests(&self) -> usize {
-        if !lost::is_emulated() {
-            return 0;
-        }
-        lost::count(&fs_err::read_to_string(self.run.path().join("daemon.log")).unwrap_or_default())
-    }
-
     /// Pid of the daemon.
     #[must_use]
     pub fn daemon_pid(&self) -> Option<u32> {
@@ -229,7 +220,6 @@ impl Node {
     /// # Errors
     /// With the end of its log.
     pub async fn start_daemon_with(&mut self, program: &Path, environment: &[(&str, String)]) -> Result<()> {
-        lost::add(self.lost_guests());
         fs_err::write(self.run.path().join("daemon.log"), "")?;
         let daemon = Command::new(program)
             .arg("--config")
@@ -446,11 +436,6 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // What a test left shows that it failed; the daemon may not have seen yet why.
-        if !self.traces().is_empty() {
-            lost::await_more(0, || self.lost_guests());
-        }
-        lost::add(self.lost_guests());
         // Pods of a test that failed must not outlive it.
         for trace in self.traces() {
             let pid = trace.strip_prefix("process ").and_then(|pid| pid.parse().ok());

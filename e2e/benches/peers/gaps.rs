@@ -1,22 +1,17 @@
-//! What a run goes on without: guests that an emulated processor loses, and figures that somebody does not get to.
+//! What a run goes on without: peers that cannot run here, and figures that somebody does not get to.
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Node, again_when_lost, conditions::say};
+use e2e::conditions::say;
 use proto::cri::v1 as cri;
 use serde_json::{Map, Value, json};
 
 use crate::{OURS, pod::Peer};
-
-/// Tries of what a guest does not survive.
-const TRIES: usize = 4;
 
 /// What is missing in the report.
 #[derive(Default)]
 pub(crate) struct Gaps {
     /// Peers that cannot run a pod here, and figures of one that could not be measured: why.
     pub(crate) left_out: Map<String, Value>,
-    /// Guests of which something was measured again.
-    pub(crate) lost: usize,
     ours: usize,
 }
 
@@ -44,23 +39,6 @@ impl Gaps {
                 Ok(None)
             }
         }
-    }
-
-    /// An emulated processor now and then loses a guest that is busy (`deploy/node/README.md`): what was measured in it is measured
-    /// again in another pod, aloud, and counted.
-    pub(crate) async fn spite_of_losses<T>(
-        &mut self,
-        node: &Node,
-        mut measure: impl AsyncFnMut(usize) -> Result<T>,
-    ) -> Result<T> {
-        let mut attempts = 1;
-        let measured = again_when_lost(node, TRIES, async |attempt| {
-            attempts = attempt;
-            measure(attempt).await
-        });
-        let measured = measured.await;
-        self.lost += attempts - 1;
-        measured
     }
 
     /// That nothing of ours is missing.

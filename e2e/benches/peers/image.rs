@@ -89,18 +89,12 @@ impl Image {
     }
 
     /// Pods that have all read the whole file: how often it is in memory.
-    pub(crate) async fn share(
-        &self,
-        peer: &Peer,
-        attempt: usize,
-        pods: usize,
-        images: &Path,
-    ) -> Result<Value> {
+    pub(crate) async fn share(&self, peer: &Peer, pods: usize, images: &Path) -> Result<Value> {
         let before = processes()?;
         let mut running = Vec::new();
         let mut most_cached: u64 = 0;
         for number in 0..pods {
-            let pod = peer.pod(&format!("shares-{attempt}-{number}"));
+            let pod = peer.pod(&format!("shares-{number}"));
             let (sandbox, container) = self.run(peer, &pod).await?;
             running.push(sandbox);
             read(peer, &container, "sequential", "/large").await?;

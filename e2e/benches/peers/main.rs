@@ -74,7 +74,7 @@ async fn measure(node: &Node, load: &str) -> Result<()> {
         say(&format!("round {round} of {rounds}"))?;
     }
     for entry in entries.iter_mut().filter(|entry| entry.is_whole()) {
-        beside_the_rounds(node, entry, rounds, at_once, &mut gaps).await?;
+        beside_the_rounds(entry, rounds, at_once, &mut gaps).await?;
     }
     let reads = image_reads(node, &mut entries, rounds.min(IMAGE_ROUNDS), &mut gaps).await?;
     let boots = block_in_place(|| boots(node, rounds))?;
@@ -93,19 +93,9 @@ async fn measure(node: &Node, load: &str) -> Result<()> {
 /// TCP flows of each peer.
 const FLOWS: usize = 4;
 /// What goes through one pod's network, and many pods at once.
-async fn beside_the_rounds(
-    node: &Node,
-    entry: &mut Entry,
-    rounds: usize,
-    at_once: usize,
-    gaps: &mut Gaps,
-) -> Result<()> {
+async fn beside_the_rounds(entry: &mut Entry, rounds: usize, at_once: usize, gaps: &mut Gaps) -> Result<()> {
     let (peer, figures) = (&entry.peer, &mut entry.network);
-    let flows = async |attempt| {
-        *figures = Figures::default();
-        network::measure(peer, attempt, rounds.min(FLOWS), figures).await
-    };
-    let flows = gaps.spite_of_losses(node, flows).await;
+    let flows = network::measure(peer, rounds.min(FLOWS), figures).await;
     gaps.figure(peer, "network", flows).await?;
     let rate = peer.at_once(at_once, &mut entry.memory).await;
     if let Some(rate) = gaps.figure(peer, "pods_per_second", rate).await? {
@@ -151,21 +141,14 @@ async fn image_reads(node: &Node, entries: &mut [Entry], rounds: usize, gaps: &m
         image.read_on_host(&mut reads.on_host).await?;
         for entry in entries.iter_mut().filter(|entry| entry.is_whole()) {
             let (peer, figures) = (&entry.peer, &mut entry.image);
-            let read = gaps.spite_of_losses(node, async |attempt| {
-                let name = format!("reads-{round}-{attempt}");
-                image.read_in_pod(peer, &name, figures).await
-            });
-            let read = read.await;
+            let read = image.read_in_pod(peer, &format!("reads-{round}"), figures).await;
             gaps.figure(peer, "image", read).await?;
         }
         say(&format!("image reads: round {round} of {rounds}"))?;
     }
     let pods = count("CLEARPOD_BENCH_SHARING", 20)?;
     let ours = entries.first().context("clearpod comes first")?;
-    let share = gaps.spite_of_losses(node, async |attempt| {
-        image.share(&ours.peer, attempt, pods, &node.images()).await
-    });
-    let share = share.await;
+    let share = image.share(&ours.peer, pods, &node.images()).await;
     let share = gaps.figure(&ours.peer, "image_sharing", share).await?;
     reads.sharing = share.unwrap_or_default();
     say(&format!("image pages: {}", reads.sharing))?;

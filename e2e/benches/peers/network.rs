@@ -27,8 +27,8 @@ fn host_of(network: &PodSandboxNetworkStatus) -> Result<String> {
 }
 
 /// MiB/s and milliseconds go to `figures`, from a pod of its own.
-pub(crate) async fn measure(peer: &Peer, attempt: usize, flows: usize, figures: &mut Figures) -> Result<()> {
-    let pod: PodSpec = peer.pod(&format!("network-{attempt}"));
+pub(crate) async fn measure(peer: &Peer, flows: usize, figures: &mut Figures) -> Result<()> {
+    let pod: PodSpec = peer.pod("network");
     let sandbox = peer.cri.run_pod_with(&pod, peer.handler).await?;
     let status = peer.cri.pod(&sandbox).await?.status.context("status")?;
     let host = host_of(&status.network.context("the pod's network")?)?;

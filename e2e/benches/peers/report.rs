@@ -72,7 +72,6 @@ pub(crate) fn write(node: &Node, conditions: &Value, measured: &Measured) -> Res
         "bundle": node.bundle(),
         "ratios": ratios,
         "left_out": gaps.left_out,
-        "guests_lost": gaps.lost,
         "idle_pod_pss_mib": median(ours, MEMORY)? / 1024.0,
         "idle_pod_of_many_pss_mib": ours.median(MEMORY_OF_MANY).map(|kib| kib / 1024.0),
         "peers": peers,

@@ -11,20 +11,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use e2e::critest::{
-    Outcome, Report, judge, read_benchmarks, read_expected, read_report, seconds_beside, with_second_run,
-};
+use e2e::critest::{Report, judge, read_benchmarks, read_expected, read_report, seconds_beside};
 
 #[derive(Parser)]
 struct Arguments {
     /// Ginkgo's report of the run, as JSON.
     report: PathBuf,
-    /// Only prints what --ginkgo.focus has to be for each spec that failed, a line each.
-    #[arg(long)]
-    failed: bool,
-    /// The report of a second run of what had failed: its results count instead.
-    #[arg(long, value_name = "REPORT")]
-    again: Option<PathBuf>,
     /// What each spec is expected to do.
     #[arg(long, value_name = "LIST")]
     expected: Option<PathBuf>,
@@ -43,14 +35,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let mut out = io::stdout().lock();
-    let done = if arguments.failed {
-        print_failed(&arguments.report, &mut out).map(|()| true)
-    } else {
-        run(arguments, &mut out)
-    };
-    match done {
+    match run(Arguments::parse(), &mut io::stdout().lock()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -60,23 +45,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn print_failed(report: &Path, out: &mut impl Write) -> Result<()> {
-    let specs = load(report)?.specs;
-    for spec in specs.iter().filter(|spec| spec.outcome == Outcome::Fail) {
-        writeln!(out, "{}", spec.focus)?;
-    }
-    Ok(())
-}
-
 fn run(arguments: Arguments, out: &mut impl Write) -> Result<bool> {
-    let mut report = load(&arguments.report)?;
-    if let Some(again) = &arguments.again {
-        let passed;
-        (report, passed) = with_second_run(report, load(again)?);
-        for spec in passed {
-            writeln!(out, "  passed the second time: {spec}")?;
-        }
-    }
+    let report = load(&arguments.report)?;
     let variant = arguments.variant.as_deref();
     let expected = arguments
         .expected

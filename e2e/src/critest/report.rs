@@ -26,8 +26,6 @@ pub struct Spec {
     /// Its texts from the outside to the inside, without critest's "[k8s.io]".
     pub name: String,
     pub outcome: Outcome,
-    /// What `--ginkgo.focus` has to be for it to run.
-    pub focus: String,
     /// Why it failed or skipped itself.
     pub message: String,
     pub seconds: f64,
@@ -136,7 +134,6 @@ impl Report {
         self.specs.push(Spec {
             name,
             outcome,
-            focus: focus(&node),
             message: node.failure.message,
             seconds: seconds(node.run_time),
         });
@@ -153,20 +150,6 @@ fn name(node: &Node) -> String {
         .map(|text| text.trim_start_matches("[k8s.io] "))
         .collect();
     texts.join(" / ")
-}
-
-/// Ginkgo joins the suite's text and the spec's with spaces, and looks for a regular expression of Go's in that.
-fn focus(node: &Node) -> String {
-    let texts: Vec<_> = texts(node).map(String::as_str).collect();
-    let mut expression = String::from(" ");
-    for character in texts.join(" ").chars() {
-        if r"\.+*?()|[]{}^$".contains(character) {
-            expression.push('\\');
-        }
-        expression.push(character);
-    }
-    expression.push('$');
-    expression
 }
 
 fn seconds(nanoseconds: u64) -> f64 {

@@ -216,59 +216,6 @@ fn a_variant_replaces_what_is_expected_of_all() {
 }
 
 #[test]
-fn a_second_run_counts_for_what_had_failed_and_for_nothing_else() {
-    let first = report(
-        &[
-            ("Image", "pulls", "failed", "no machine"),
-            ("Image", "lists", "passed", ""),
-            ("Pod", "runs", "failed", "no machine"),
-            ("Pod", "stops", "failed", "no machine"),
-        ],
-        4,
-    );
-    let second = report(
-        &[
-            ("Image", "pulls", "passed", ""),
-            ("Image", "lists", "failed", "only now"),
-            ("Pod", "runs", "failed", "again"),
-        ],
-        3,
-    );
-    let (report, passed) = with_second_run(first, second);
-    assert_eq!(passed, ["Fail: Image / inner / pulls: no machine"]);
-    let outcomes: Vec<_> = report
-        .specs
-        .iter()
-        .map(|spec| (spec.outcome, spec.message.as_str()))
-        .collect();
-    let expected = [
-        (Outcome::Pass, ""),
-        (Outcome::Pass, ""),
-        (Outcome::Fail, "again"),
-        (Outcome::Fail, "no machine"),
-    ];
-    assert_eq!(outcomes, expected);
-}
-
-#[test]
-fn a_second_run_that_was_cut_short_is_told() {
-    let (report, _) = with_second_run(
-        report(&as_expected(), 4),
-        report(&[("Image", "pulls", "passed", "")], 2),
-    );
-    assert_eq!(report.troubles, ["1 specs ran of 2 that were selected"]);
-}
-
-#[test]
-fn the_focus_of_a_spec_selects_it_alone() {
-    let spec = &report(&[("Streaming", "attaches (once) [Conformance]", "failed", "")], 1).specs[0];
-    assert_eq!(
-        spec.focus,
-        r" \[k8s\.io\] Streaming inner attaches \(once\) \[Conformance\]$"
-    );
-}
-
-#[test]
 fn of_a_long_message_its_beginning_is_shown_in_a_line() {
     let long = format!("Unexpected error:\n    {}", "é".repeat(1000));
     let line = report(&[("Image", "pulls", "failed", &long)], 1).specs[0].line();
