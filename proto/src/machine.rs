@@ -99,6 +99,23 @@ pub struct Snapshot {
     pub state: FileSource,
     /// What it was told as `origin`. Another one is refused.
     pub origin: String,
+    /// Pages that such guests write soon ([`Request::CopiedPages`] of an earlier one tells): copied before the guest runs, so that it is
+    /// not stopped for each.
+    #[serde(default)]
+    pub written_soon: Vec<PageRun>,
+}
+
+/// Most runs of pages that are told or taken.
+pub const MAX_PAGE_RUNS: usize = 4096;
+
+/// Pages of guest memory that lie one behind the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageRun {
+    /// Guest-physical address of the first, by 4096.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
 }
 
 /// Processors of a Machine.
@@ -289,6 +306,9 @@ pub enum Request {
         /// snapshot has to name, too.
         origin: String,
     },
+    /// Which pages of its snapshot the Machine has copied, since its guest wrote them. One that has copied more than
+    /// [`MAX_PAGE_RUNS`] runs is no measure for others, and is refused.
+    CopiedPages {},
     /// Ends the Machine at once.
     Stop {},
 }
@@ -315,6 +335,11 @@ pub enum Response {
     },
     /// To `Stats`.
     Stats(Stats),
+    /// To `CopiedPages`.
+    CopiedPages {
+        /// Lowest first.
+        runs: Vec<PageRun>,
+    },
     /// The request was refused and nothing has changed.
     Error {
         /// One line.

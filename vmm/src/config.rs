@@ -7,13 +7,15 @@ mod device;
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use proto::machine::{CONFIG_VERSION, MachineConfig, Vcpus, Vsock};
+use proto::machine::{CONFIG_VERSION, MAX_PAGE_RUNS, MachineConfig, PageRun, Vcpus, Vsock};
 
 use self::device::{check_devices, check_id};
 use crate::files::{self, Descriptors, FileError};
-use crate::memory::layout::COMMAND_LINE_SIZE;
+use crate::memory::PAGE;
+use crate::memory::layout::{COMMAND_LINE_SIZE, RamLayout};
 use crate::snapshot::state::Shape;
 use crate::x86_64::command_line;
 
@@ -64,6 +66,8 @@ pub(crate) struct SnapshotFiles {
     pub(crate) memory: File,
     pub(crate) state: File,
     pub(crate) origin: String,
+    /// Within guest memory.
+    pub(crate) written_soon: Vec<PageRun>,
 }
 
 /// Why a configuration is refused.
@@ -201,10 +205,32 @@ fn check_beginning(config: &MachineConfig) -> Result<(), ConfigError> {
     if !config.command_line.is_empty() {
         return field("command_line", had);
     }
-    match origin_problem(&snapshot.origin) {
-        Some(problem) => field("snapshot.origin", &problem),
+    if let Some(problem) = origin_problem(&snapshot.origin) {
+        return field("snapshot.origin", &problem);
+    }
+    let layout = RamLayout::new(config.memory_mib << 20, config.memory_hotplug_mib << 20);
+    match written_soon_problem(&snapshot.written_soon, layout) {
+        Some(problem) => field("snapshot.written_soon", &problem),
         None => Ok(()),
     }
+}
+
+fn written_soon_problem(runs: &[PageRun], layout: RamLayout) -> Option<String> {
+    if runs.len() > MAX_PAGE_RUNS {
+        return Some(format!("{} runs are more than {MAX_PAGE_RUNS}", runs.len()));
+    }
+    let ranges = layout.ranges();
+    let is_memory = |run: &&PageRun| {
+        let pages = |range: &Range<u64>| range.start / PAGE..range.end / PAGE;
+        let end = run.first.checked_add(run.count);
+        let within = |range: Range<u64>| run.first >= range.start && end.is_some_and(|end| end <= range.end);
+        ranges.iter().map(pages).any(within)
+    };
+    let outside = runs.iter().find(|run| !is_memory(run))?;
+    Some(format!(
+        "{} pages from page {} on are no guest memory",
+        outside.count, outside.first
+    ))
 }
 
 /// What is wrong with the name of a snapshot's origin.
@@ -262,6 +288,7 @@ fn prepare_beginning(
             memory: first,
             state: second,
             origin: snapshot.origin.clone(),
+            written_soon: snapshot.written_soon.clone(),
         }),
         None => Beginning::Boot(Payload {
             kernel: first,

@@ -5,7 +5,7 @@
 
 use std::{io, os::fd::BorrowedFd, path::PathBuf, time::Duration};
 
-use proto::machine::{Description, Device, FileSource, Request, Response, Stats};
+use proto::machine::{Description, Device, FileSource, MAX_PAGE_RUNS, PageRun, Request, Response, Stats};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
@@ -118,6 +118,19 @@ impl ControlClient {
                 operation,
                 what: format!("{:?} is no PCI address", text::one_line(&pci_address, 32)),
             }),
+            other => Err(unexpected(operation, &other)),
+        }
+    }
+
+    /// Which pages of its snapshot the Machine's guest has written. They are for VMMs of other pods, so that no more is believed than that
+    /// they are numbers: the VMM that is given them looks where they lie.
+    ///
+    /// # Errors
+    /// [`ControlError`]; `Refused` when they are too many.
+    pub async fn copied_pages(&self) -> Result<Vec<PageRun>, ControlError> {
+        let operation = "ask for copied pages";
+        match self.request(operation, &Request::CopiedPages {}, &[]).await? {
+            Response::CopiedPages { runs } if runs.len() <= MAX_PAGE_RUNS => Ok(runs),
             other => Err(unexpected(operation, &other)),
         }
     }
@@ -298,6 +311,7 @@ fn unexpected(operation: &'static str, response: &Response) -> ControlError {
         Response::Done {} => "done",
         Response::Console { .. } => "a console",
         Response::Stats(_) => "counters",
+        Response::CopiedPages { .. } => "copied pages",
         Response::Error { .. } => "an error",
     };
     ControlError::Malformed {

@@ -51,6 +51,7 @@ pub(super) fn launch_spec(
                 memory: files.give(memory),
                 state: files.give(state),
                 origin: fork.origin().to_owned(),
+                written_soon: fork.pages().runs().to_vec(),
             });
         }
     }

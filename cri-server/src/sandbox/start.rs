@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     awake::{Awake, boot, describe, go_on, not_started},
-    error::RequestError,
+    error::{RequestError, chain},
     live::{Live, NET, SCRATCH},
     node::{Node, random_bytes},
     plan::SandboxPlan,
@@ -35,7 +35,7 @@ use crate::{
     failpoint,
     host::Kind,
     id_map::IdMap,
-    machine::Process,
+    machine::{ControlClient, ControlError, Process},
     network::{Attachment, Dns, INTERFACE, NetworkStatus, Prepared},
     template::{Fork, Outcome},
 };
@@ -121,12 +121,35 @@ async fn start_machine(
     }
     if let Some(fork) = fork {
         node.templates.tell(fork, Outcome::Answers);
+        learn_pages(plan, fork).await;
     }
     Ok(Started {
         live,
         attachment: Some(attachment),
         timings: watch.finish(),
     })
+}
+
+/// The first guest that goes on from a template shows which pages the others will write. Nothing of its pod has run in it yet, so that no
+/// pod has a say in what others get.
+async fn learn_pages(plan: &SandboxPlan, fork: &Fork) {
+    if !fork.pages().are_unknown() {
+        return;
+    }
+    match ControlClient::new(&plan.layout).copied_pages().await {
+        Ok(runs) => fork.pages().learn(runs),
+        Err(error) => {
+            tracing::debug!(
+                sandbox = plan.id,
+                error = chain(&error),
+                "it is not known what forks write"
+            );
+            // Another fork would be refused as well; after anything else it is asked.
+            if matches!(error, ControlError::Refused { .. }) {
+                fork.pages().learn(Vec::new());
+            }
+        }
+    }
 }
 
 /// Tells a guest that is awake which pod it is; when what was in its VMM's life. The VMM is asked for what is not `known`.

@@ -14,6 +14,7 @@ mod config;
 mod content;
 mod keeper;
 mod key;
+mod pages;
 mod rules;
 mod shelf;
 mod templates;

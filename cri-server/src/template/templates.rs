@@ -17,6 +17,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     TemplatesConfig,
     key::{Contents, Origin, Parts, Shape},
+    pages::Pages,
     rules::{Book, Next, Status},
     shelf::Stored,
 };
@@ -33,6 +34,7 @@ pub(super) struct Template {
     forks: AtomicU64,
     /// That did not answer, since the last that did.
     failures: AtomicU32,
+    pages: Pages,
 }
 
 /// Somebody goes on from a template: its files stay until this is dropped.
@@ -262,6 +264,7 @@ impl Template {
             stored,
             forks: AtomicU64::new(0),
             failures: AtomicU32::new(0),
+            pages: Pages::default(),
         })
     }
 
@@ -286,6 +289,11 @@ impl Fork {
     /// What the VMM has to name.
     pub(crate) fn origin(&self) -> &str {
         self.template.origin.as_str()
+    }
+
+    /// What its guest will write soon.
+    pub(crate) fn pages(&self) -> &Pages {
+        &self.template.pages
     }
 
     /// The files, memory first, each opened anew and for reading only: a VMM that its guest has taken over cannot write them.

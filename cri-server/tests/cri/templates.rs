@@ -4,7 +4,7 @@
 use std::{collections::HashMap, fs, path::Path};
 
 use cri_server::{
-    guest::fake::{Fault, FaultPoint},
+    guest::fake::{COPIED, Fault, FaultPoint},
     machine::MachineExit,
 };
 use proto::{cri::v1 as cri, machine::ExitReason};
@@ -65,6 +65,31 @@ async fn a_pod_goes_on_from_the_template_and_works_as_any_other() {
     );
     assert_eq!(templates(&node).await[0]["files"]["forks"], 1);
     node.remove_pod(&pod).await.unwrap();
+    node.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_first_fork_of_a_template_writes_the_others_get_beforehand() {
+    let node = start().await;
+    ready(&node, 1).await;
+    let given = async |name: &str| {
+        let pod = node.run_pod(name).await.unwrap();
+        let config = node.host.machine(&pod).unwrap().config().cloned();
+        node.remove_pod(&pod).await.unwrap();
+        config.unwrap().snapshot.unwrap().written_soon
+    };
+    assert_eq!(given("first").await, []);
+    assert_eq!(given("second").await, [COPIED]);
+    assert_eq!(given("third").await, [COPIED]);
+    // Another kernel writes other pages.
+    fs::write(node.path("parts/kernel"), "another kernel").unwrap();
+    assert_eq!(start_and_remove(&node, node.pod_config("boots")).await, "boot");
+    eventually("the next template is ready", async || {
+        templates(&node).await[0]["state"] == "ready"
+    })
+    .await;
+    assert_eq!(given("first again").await, []);
+    assert_eq!(given("second again").await, [COPIED]);
     node.assert_nothing_is_left();
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::{Figures, wait};
 use hyper_util::rt::TokioIo;
 use proto::{
@@ -66,6 +66,7 @@ impl Forks {
             memory: memory.clone(),
             state: state.clone(),
             origin: origin.clone(),
+            written_soon: Vec::new(),
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -84,13 +85,29 @@ impl Forks {
             let answer = machine.ask(&request)?;
             ensure!(answer == Response::Done {}, "{request:?}: {answer:?}");
         }
-        Ok(Self {
+        let mut forks = Self {
             config,
             _directory: directory,
             runtime,
             times: Figures::default(),
             exits: BTreeMap::new(),
-        })
+        };
+        forks.learn(vmm)?;
+        Ok(forks)
+    }
+
+    /// Goes on once to see what the others will write, as the daemon has its first fork tell.
+    fn learn(&mut self, vmm: &Path) -> Result<()> {
+        let machine = Machine::of(&self.config)?;
+        let _running = machine.start(vmm)?;
+        self.runtime.block_on(let_go_on(&machine))?;
+        let answer = machine.ask(&Request::CopiedPages {})?;
+        let Response::CopiedPages { runs } = answer else {
+            bail!("copied pages: {answer:?}");
+        };
+        let snapshot = self.config.snapshot.as_mut();
+        snapshot.context("forks have a snapshot")?.written_soon = runs;
+        Ok(())
     }
 
     pub(crate) fn forget(&mut self) {

@@ -141,6 +141,7 @@ impl Chassis {
         Ok(Machine {
             id: plan.id,
             shape,
+            read_only: Vec::new(),
             vm: self.vm,
             bus: self.bus,
             services: self.services,

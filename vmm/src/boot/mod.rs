@@ -4,6 +4,7 @@
 
 mod beside;
 mod chassis;
+mod elf;
 mod payload;
 mod processors;
 mod restore;
@@ -103,7 +104,10 @@ pub(crate) fn boot(mut plan: Plan, payload: &Payload, process_started: u64) -> R
     for prepared in std::mem::take(&mut plan.devices) {
         devices.push(chassis.add(prepared)?);
     }
-    chassis.start(plan, signals, devices, vcpus)
+    let mut machine = chassis.start(plan, signals, devices, vcpus)?;
+    // Only a snapshot is the better for it.
+    machine.read_only = elf::read_only_segments(&payload.kernel).unwrap_or_default();
+    Ok(machine)
 }
 
 /// Where RAM lies, if the processors reach all of it.

@@ -4,6 +4,10 @@
 //! refuses while nothing runs yet.
 
 use std::sync::{Arc, Mutex};
+use std::thread::{self, Scope};
+
+use kvm_ioctls::VcpuFd;
+use proto::machine::PageRun;
 
 use super::beside::create_vm_beside;
 use super::chassis::{Chassis, watch_signals};
@@ -13,11 +17,11 @@ use crate::config::{Plan, SnapshotFiles};
 use crate::devices::function::MachineFunction;
 use crate::devices::ring::ConsoleRing;
 use crate::devices::table;
-use crate::devices::virtio::SavedState;
 use crate::devices::virtio::vsock::Vsock;
+use crate::devices::virtio::{GuestMemory, SavedState};
 use crate::kvm::{self, Vm};
 use crate::machine::{AttachedDevice, Machine, attach_at};
-use crate::memory::image;
+use crate::memory::{self, PAGE, image};
 use crate::pci::transport::SharedDevice;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::file;
@@ -31,13 +35,32 @@ pub(crate) fn restore(
 ) -> Result<Machine, BootError> {
     // Before any thread exists, so that every thread has the signals blocked and only the loop sees them.
     let signals = watch_signals()?;
+    // Whoever populates memory meanwhile has ended then.
+    let (chassis, devices, vcpus) = thread::scope(|scope| build(scope, &mut plan, files, process_started))?;
+    chassis.start(plan, signals, devices, vcpus)
+}
+
+/// A Machine whose processors do not run yet.
+type Built = (Chassis, Vec<AttachedDevice>, Vec<VcpuFd>);
+
+fn build<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    plan: &mut Plan,
+    files: &'scope SnapshotFiles,
+    process_started: u64,
+) -> Result<Built, BootError> {
     let kvm = kvm::open()?;
     let prepare = || {
         let state = file::read(&files.state)?;
-        state.fits(&plan, &files.origin)?;
+        state.fits(plan, &files.origin)?;
         let processors = Processors::ask(&kvm, plan.vcpus)?;
-        let layout = layout(&plan, processors.address_bits())?;
+        let layout = layout(plan, processors.address_bits())?;
         let ram = image::map(layout, state.id, &files.memory).map_err(SnapshotError::Memory)?;
+        let (memory, runs) = (ram.clone(), &files.written_soon);
+        thread::Builder::new()
+            .name("populate".to_owned())
+            .spawn_scoped(scope, move || populate(&memory, runs))
+            .map_err(BootError::host("start a thread"))?;
         Ok((state, processors, layout, ram))
     };
     let (fd, (state, processors, layout, ram)) = create_vm_beside(&kvm, prepare)?;
@@ -49,13 +72,20 @@ pub(crate) fn restore(
     ring.restore(&state.console, state.console_dropped);
     let chassis = Chassis::new(&vm, vcpus.first(), ring, Some(&state.serial), process_started)?;
     restore_bus(&chassis, &state.bus)?;
-    let mut devices = restore_devices(&chassis, &plan, &state)?;
+    let mut devices = restore_devices(&chassis, plan, &state)?;
     // The others are new to the guest, which finds them when it looks for them.
     let saved = state.named_devices().count();
     for prepared in std::mem::take(&mut plan.devices).into_iter().skip(saved) {
         devices.push(chassis.add(prepared)?);
     }
-    chassis.start(plan, signals, devices, vcpus)
+    Ok((chassis, devices, vcpus))
+}
+
+/// Copies the pages that the guest is going to write, so that it is not stopped for each.
+fn populate(memory: &GuestMemory, runs: &[PageRun]) {
+    for PageRun { first, count } in runs {
+        memory::populate(memory, &(first * PAGE..(first + count) * PAGE));
+    }
 }
 
 fn restore_bus(chassis: &Chassis, saved: &SavedBus) -> Result<(), SnapshotError> {

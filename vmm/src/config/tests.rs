@@ -5,7 +5,7 @@ use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::SockType;
-use proto::machine::{Console, Device, FileSource, Snapshot};
+use proto::machine::{Console, Device, FileSource, MAX_PAGE_RUNS, PageRun, Snapshot};
 
 use super::device::parse_mac;
 use super::*;
@@ -107,20 +107,30 @@ fn a_guest_boots_or_goes_on_and_never_both() {
         memory: file(),
         state: file(),
         origin: origin.to_owned(),
+        written_soon: Vec::new(),
     };
     let goes_on = |config: &mut MachineConfig| {
         (config.kernel, config.initramfs) = (None, None);
         config.command_line = String::new();
         config.snapshot = Some(snapshot("kernel-1"));
     };
+    let write_soon = |config: &mut MachineConfig, runs: &[(u64, u64)]| {
+        let runs = runs.iter().map(|(first, count)| PageRun {
+            first: *first,
+            count: *count,
+        });
+        config.snapshot.as_mut().unwrap().written_soon = runs.collect();
+    };
     let mut config = config();
     goes_on(&mut config);
+    let last = (config.memory_mib << 8) - 1;
+    write_soon(&mut config, &[(0, 1), (last - 5, 6)]);
     check(&config).unwrap();
     let (_, beginning) = prepare(config, &mut Descriptors::none()).unwrap();
     assert!(matches!(&beginning, Beginning::Snapshot(files) if files.origin == "kernel-1"));
 
     type Change<'c> = &'c dyn Fn(&mut MachineConfig);
-    let cases: [(&str, Change<'_>); 6] = [
+    let cases: [(&str, Change<'_>); 9] = [
         ("kernel: ", &|config| config.kernel = None),
         ("initramfs: ", &|config| config.initramfs = None),
         ("kernel: ", &|config| config.snapshot = Some(snapshot("o"))),
@@ -135,6 +145,18 @@ fn a_guest_boots_or_goes_on_and_never_both() {
         ("snapshot.origin: ", &|config| {
             goes_on(config);
             config.snapshot = Some(snapshot(""));
+        }),
+        ("snapshot.written_soon: ", &|config| {
+            goes_on(config);
+            write_soon(config, &[(0, 1), (config.memory_mib << 8, 1)]);
+        }),
+        ("snapshot.written_soon: ", &|config| {
+            goes_on(config);
+            write_soon(config, &[(u64::MAX, 1)]);
+        }),
+        ("snapshot.written_soon: ", &|config| {
+            goes_on(config);
+            write_soon(config, &[(0, 1); MAX_PAGE_RUNS + 1]);
         }),
     ];
     for (start, change) in cases {

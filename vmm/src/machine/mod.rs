@@ -14,6 +14,7 @@ mod snapshot;
 
 pub(crate) use self::lifecycle::{AttachError, attach, attach_at};
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -40,6 +41,8 @@ const PANIC_GRACE: Duration = Duration::from_secs(2);
 pub(crate) struct Machine {
     pub(crate) id: String,
     pub(crate) shape: Shape,
+    /// Guest-physical ranges that the guest does not write, as far as is known: its kernel's text.
+    pub(crate) read_only: Vec<Range<u64>>,
     pub(crate) vm: Arc<Vm>,
     pub(crate) bus: Arc<Bus>,
     pub(crate) services: Services,

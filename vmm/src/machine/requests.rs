@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use event_manager::SubscriberOps;
-use proto::machine::{Description, Device, DevicePlace, Request, Response, Stats, Timeline};
+use proto::machine::{Description, Device, DevicePlace, MAX_PAGE_RUNS, Request, Response, Stats, Timeline};
 
 use super::Machine;
 use super::snapshot::Order;
@@ -16,6 +16,7 @@ use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::mem::Mem;
 use crate::exit::{self, Ending};
 use crate::files::Descriptors;
+use crate::memory;
 
 impl Machine {
     pub(super) fn next_request(&mut self) -> Option<Received> {
@@ -57,6 +58,10 @@ impl Machine {
                 }
             }
             Request::Stats {} => Response::Stats(self.stats()),
+            Request::CopiedPages {} => match memory::copied(self.vm.memory(), MAX_PAGE_RUNS) {
+                Ok(runs) => Response::CopiedPages { runs },
+                Err(error) => refusal(&error),
+            },
             Request::Pause {} => done(self.pause()),
             Request::Resume {} => done(self.resume()),
             Request::Snapshot {

@@ -109,6 +109,7 @@ impl Machine {
     /// Memory first: without a state it is nothing.
     fn write(&self, state: &MachineState, memory: &File, mut file: &File) -> Result<(), TakeError> {
         image::write(self.vm.memory(), state.id, memory).map_err(TakeError::Memory)?;
+        image::gather(memory, &self.read_only);
         let bytes = file::encode(state).map_err(TakeError::Encode)?;
         file.write_all(&bytes).map_err(TakeError::State)
     }

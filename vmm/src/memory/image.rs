@@ -18,7 +18,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::layout::{FILE_ALIGN, RamLayout};
 use super::ram::{Backing, map_ranges};
-use super::{MemoryError, PAGE};
+use super::{FileMapping, MemoryError, PAGE};
 use crate::devices::virtio::GuestMemory;
 
 /// Names one snapshot: in its memory file and in its state.
@@ -56,6 +56,29 @@ pub(crate) fn write(memory: &GuestMemory, id: SnapshotId, file: &File) -> io::Re
     }
     file.set_len(offset + PAGE)?;
     file.write_all_at(&trailer(id), offset)
+}
+
+/// Lets the host keep each 2 MiB that lies in `ranges` of guest memory, all of it below the hole, in one huge page: where a guest only reads,
+/// one page fault then brings all of it, and there is one translation of it. A huge page that is written once is mapped in small
+/// pages by whoever writes it, so it is for what is not written. It is none the worse for a host or a file system that cannot: Linux
+/// before 6.1, and whatever is no tmpfs.
+pub(crate) fn gather(file: &File, ranges: &[Range<u64>]) {
+    let mapping = match FileMapping::new(file) {
+        Ok(mapping) => mapping,
+        Err(error) => return tracing::debug!(%error, "the kernel's text stays in small pages"),
+    };
+    for start in ranges.iter().flat_map(huge_pages) {
+        if let Err(error) = mapping.collapse(start) {
+            tracing::debug!(%error, start, "the kernel's text stays in small pages here");
+        }
+    }
+}
+
+/// Where those begin that lie in a range as a whole.
+fn huge_pages(range: &Range<u64>) -> impl Iterator<Item = u64> {
+    let last = range.end.checked_sub(FILE_ALIGN);
+    let starts = (range.start.div_ceil(FILE_ALIGN)..).map_while(|number| number.checked_mul(FILE_ALIGN));
+    starts.take_while(move |start| last.is_some_and(|last| *start <= last))
 }
 
 /// Maps what [`write()`] wrote of a Machine with this layout.

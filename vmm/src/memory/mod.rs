@@ -5,11 +5,13 @@
     reason = "maps files into the address space at fixed places of our own reservation"
 )]
 
+mod copied;
 pub(crate) mod image;
 pub(crate) mod layout;
 mod ram;
 pub(crate) mod windows;
 
+pub(crate) use self::copied::copied;
 pub(crate) use self::ram::{discard, map_ram, populate};
 
 use std::fs::File;
@@ -17,12 +19,15 @@ use std::io::{self, Seek, SeekFrom};
 use std::num::NonZero;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use self::layout::FILE_ALIGN;
 
 /// x86's; the alignment of everything that the guest sees as memory.
 const HUGE_PAGE: usize = FILE_ALIGN as usize;
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
+const COLLAPSE_TRIES: u32 = 5;
+const COLLAPSE_PAUSE: Duration = Duration::from_millis(2);
 
 /// Why memory cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +102,36 @@ impl FileMapping {
     /// Bytes, padding included.
     pub(crate) fn size(&self) -> usize {
         self.size
+    }
+
+    /// Puts the 2 MiB from `offset` of the file on into a huge page of the page cache, madvise(2), whether its file system would do so by
+    /// itself or not. Nothing of the content changes. Pages that somebody else looks at just then are busy: they are tried again.
+    fn collapse(&self, offset: u64) -> io::Result<()> {
+        let offset = usize::try_from(offset).map_err(io::Error::other)?;
+        if offset.checked_add(HUGE_PAGE).is_none_or(|end| end > self.size) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let start = self.start.wrapping_add(offset).cast_mut().cast();
+        let advise = |advice| {
+            // SAFETY: a huge page from `start` on lies within the mapping (checked above), and neither advice changes content.
+            let advised = unsafe { libc::madvise(start, HUGE_PAGE, advice) };
+            if advised < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        };
+        // What is not mapped is collapsed, too, but told as a failure.
+        advise(libc::MADV_POPULATE_READ)?;
+        let mut left = COLLAPSE_TRIES;
+        loop {
+            left -= 1;
+            match advise(libc::MADV_COLLAPSE) {
+                Err(error) if left > 0 && error.kind() == io::ErrorKind::WouldBlock => {
+                    std::thread::sleep(COLLAPSE_PAUSE);
+                }
+                result => return result,
+            }
+        }
     }
 
     fn place(&self, file: &File, length: usize) -> io::Result<()> {

@@ -14,6 +14,7 @@ fn refused(guest: &mut Guest, snapshot: &Snapshot) -> String {
         memory,
         state,
         origin,
+        ..
     } = snapshot.clone();
     let answer = guest.ask(&Request::Snapshot {
         memory,

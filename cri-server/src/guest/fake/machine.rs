@@ -15,8 +15,8 @@ use proto::{
     agent::v1,
     host::port_socket,
     machine::{
-        Description, Device, DevicePlace, ExitReason, FileSource, MachineConfig, MemoryStats, Request,
-        Response, Stats, Timeline,
+        Description, Device, DevicePlace, ExitReason, FileSource, MachineConfig, MemoryStats, PageRun,
+        Request, Response, Stats, Timeline,
     },
     port_forward::PORT_FORWARD_PORT,
     stdio::{AGENT_PORT, READY_PORT, STDIO_PORT},
@@ -37,6 +37,11 @@ use crate::{
 
 /// The first slot of the PCI bus that devices get.
 const FIRST_SLOT: usize = 3;
+/// What every fake guest has written.
+pub const COPIED: PageRun = PageRun {
+    first: 4096,
+    count: 3,
+};
 
 /// A Machine of a [`FakeHost`](super::FakeHost).
 #[derive(Debug)]
@@ -446,6 +451,7 @@ impl FakeMachine {
                 memory: lock(&self.bus).memory,
                 balloon: None,
             }),
+            Request::CopiedPages {} => Response::CopiedPages { runs: vec![COPIED] },
             Request::Pause {} => {
                 self.paused.store(true, Ordering::Relaxed);
                 Response::Done {}

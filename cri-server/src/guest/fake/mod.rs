@@ -26,7 +26,7 @@ use std::{
 
 use async_trait::async_trait;
 
-pub use self::machine::FakeMachine;
+pub use self::machine::{COPIED, FakeMachine};
 use crate::machine::{AdoptError, LaunchError, LaunchSpec, Launcher, Layout, Process, ShimSpec};
 
 /// Where a fake host can be made to misbehave.

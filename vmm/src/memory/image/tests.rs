@@ -126,3 +126,31 @@ fn runs_of_full_pages_leave_out_the_empty_ones() {
     }
     assert_eq!(full_runs(&bytes), [page..3 * page, 6 * page..6 * page + 10]);
 }
+
+#[test]
+fn only_whole_huge_pages_are_gathered() {
+    let starts = |range: Range<u64>| huge_pages(&range).collect::<Vec<_>>();
+    assert_eq!(starts(16 * MIB..22 * MIB), [16 * MIB, 18 * MIB, 20 * MIB]);
+    assert_eq!(starts(16 * MIB + 1..22 * MIB - 1), [18 * MIB]);
+    assert!(starts(MIB..3 * MIB).is_empty());
+    assert!(starts(0..0).is_empty());
+    assert!(starts(u64::MAX - MIB..u64::MAX).is_empty());
+}
+
+#[test]
+fn what_is_gathered_has_the_same_content_wherever_it_lies() {
+    let layout = RamLayout::new(64 * MIB, 0);
+    let memory = map_ram(layout).unwrap();
+    let text: Vec<u8> = (0..6 * MIB).map(|at| (at % 251) as u8).collect();
+    memory.write_slice(&text, GuestAddress(16 * MIB)).unwrap();
+    for directory in ["/dev/shm".into(), std::env::temp_dir()] {
+        let file = tempfile::tempfile_in(directory).unwrap();
+        write(&memory, ID, &file).unwrap();
+        // Beyond the file's end, too: whatever a kernel's headers say.
+        gather(&file, &[16 * MIB..22 * MIB, 62 * MIB..80 * MIB]);
+        let mapped = map(layout, ID, &file).unwrap();
+        let mut found = vec![0; text.len()];
+        mapped.read_slice(&mut found, GuestAddress(16 * MIB)).unwrap();
+        assert!(found == text);
+    }
+}
