@@ -67,7 +67,12 @@ pub(crate) fn gather(file: &File, ranges: &[Range<u64>]) {
         Ok(mapping) => mapping,
         Err(error) => return tracing::debug!(%error, "the kernel's text stays in small pages"),
     };
-    for start in ranges.iter().flat_map(huge_pages) {
+    let size = mapping.size() as u64;
+    // Whatever a kernel's headers say.
+    let within = ranges
+        .iter()
+        .flat_map(|range| huge_pages(range.start..range.end.min(size)));
+    for start in within {
         if let Err(error) = mapping.collapse(start) {
             tracing::debug!(%error, start, "the kernel's text stays in small pages here");
         }
@@ -75,7 +80,7 @@ pub(crate) fn gather(file: &File, ranges: &[Range<u64>]) {
 }
 
 /// Where those begin that lie in a range as a whole.
-fn huge_pages(range: &Range<u64>) -> impl Iterator<Item = u64> {
+fn huge_pages(range: Range<u64>) -> impl Iterator<Item = u64> {
     let last = range.end.checked_sub(FILE_ALIGN);
     let starts = (range.start.div_ceil(FILE_ALIGN)..).map_while(|number| number.checked_mul(FILE_ALIGN));
     starts.take_while(move |start| last.is_some_and(|last| *start <= last))

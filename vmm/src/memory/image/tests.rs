@@ -129,7 +129,7 @@ fn runs_of_full_pages_leave_out_the_empty_ones() {
 
 #[test]
 fn only_whole_huge_pages_are_gathered() {
-    let starts = |range: Range<u64>| huge_pages(&range).collect::<Vec<_>>();
+    let starts = |range: Range<u64>| huge_pages(range).collect::<Vec<_>>();
     assert_eq!(starts(16 * MIB..22 * MIB), [16 * MIB, 18 * MIB, 20 * MIB]);
     assert_eq!(starts(16 * MIB + 1..22 * MIB - 1), [18 * MIB]);
     assert!(starts(MIB..3 * MIB).is_empty());
@@ -146,8 +146,7 @@ fn what_is_gathered_has_the_same_content_wherever_it_lies() {
     for directory in ["/dev/shm".into(), std::env::temp_dir()] {
         let file = tempfile::tempfile_in(directory).unwrap();
         write(&memory, ID, &file).unwrap();
-        // Beyond the file's end, too: whatever a kernel's headers say.
-        gather(&file, &[16 * MIB..22 * MIB, 62 * MIB..80 * MIB]);
+        gather(&file, &[16 * MIB..22 * MIB, 62 * MIB..u64::MAX]);
         let mapped = map(layout, ID, &file).unwrap();
         let mut found = vec![0; text.len()];
         mapped.read_slice(&mut found, GuestAddress(16 * MIB)).unwrap();
