@@ -11,14 +11,13 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
 use crate::config::Payload;
 use crate::devices::virtio::GuestMemory;
+use crate::memory::PAGE;
 use crate::memory::layout::{self, RamLayout};
 use crate::x86_64::mptable;
 
 /// `XEN_HVM_START_MAGIC_VALUE`, and the first version with a memory map.
 const START_MAGIC: u32 = 0x336E_C578;
 const START_VERSION: u32 = 1;
-
-const PAGE: u64 = 4096;
 
 /// Why the guest cannot be given what it boots from.
 #[derive(Debug, thiserror::Error)]
